@@ -1,0 +1,64 @@
+"""The contract between the batch engine and what computes: plain values, no torch, no ledger, no printing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+__all__ = ["Estimate", "Flag", "FlagLevel", "Output", "Prediction", "Predictor", "Role", "Sink"]
+
+Role = Literal["result", "uncertainty", "difference", "scores", "attention", "overlay", "kspace"]
+FlagLevel = Literal["info", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Something a reader of the result must know: `code` is stable, `message` is for people."""
+
+    code: str
+    message: str
+    level: FlagLevel = "warn"
+
+
+@dataclass(frozen=True)
+class Output:
+    """One written result: its role, its kind (``nifti``, ``dicom``, ``h5``, ``csv`` …) and its files."""
+
+    role: Role
+    kind: str
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an item will cost: peak bytes above the loaded model, and seconds."""
+
+    peak_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Everything a predictor says about one item."""
+
+    outputs: tuple[Output, ...]
+    metrics: dict[str, float] = field(default_factory=dict)
+    flags: tuple[Flag, ...] = ()
+
+
+class Sink(Protocol):
+    """Hands out writers for the roles of one item; the engine decides where they end up."""
+
+    def volume(self, role: Role) -> Any:
+        """A `medseq.io.volume.VolumeWriter` for this role."""
+        ...
+
+
+class Predictor(Protocol):
+    """One loaded model, ready for items. Raises `MedseqError` (permanent) or `RetryableError` (memory, I/O)."""
+
+    accepts: frozenset[str]
+
+    def estimate(self, header: Any) -> Estimate: ...
+
+    def predict(self, reader: Any, sink: Sink, *, should_stop: Callable[[], bool]) -> Prediction: ...
