@@ -1,0 +1,239 @@
+"""Training data for restoration: typed batches, and data sets that degrade clean images on the fly.
+
+Every sample is drawn from a generator seeded by (seed, index) alone, so a resumed run sees what an uninterrupted one
+would have seen, whatever the number of workers. Sources of clean content and sources of noise are separate: the CT
+set mixes real anatomy at random pixel sizes with other real images mapped to HU, because one head alone teaches a
+network that head.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from medseq.data.content import (
+    Content,
+    add_lesions,
+    head_ct_slices,
+    mr_slices,
+    photographs,
+    random_soft_tissue,
+    sample_phantom,
+    to_hounsfield,
+)
+from medseq.data.degrade import rician_noise
+from medseq.data.noise_bank import ct_noise_bank
+
+__all__ = ["LowDoseCT", "NoisyMR", "PhantomPairs", "RestoreBatch", "collate"]
+
+
+class RestoreBatch(NamedTuple):
+    """One training batch, in native units (HU for CT).
+
+    Attributes:
+        image: Degraded images ``(batch, 1, row, col)``.
+        target: Clean images ``(batch, 1, row, col)``.
+        condition: Further channels on the same grid, or None.
+        scale: What `RobustScale` would fit, ``(batch,)``; 1 for absolute units.
+        case_id: Where each sample came from.
+    """
+
+    image: Float[Tensor, "batch 1 row col"]
+    target: Float[Tensor, "batch 1 row col"]
+    condition: Float[Tensor, "batch condition row col"] | None
+    scale: Float[Tensor, " batch"]
+    case_id: list[str]
+
+
+class Sample(NamedTuple):
+    """One element of a `RestoreBatch`: images ``(1, row, col)``."""
+
+    image: Tensor
+    target: Tensor
+    scale: float
+    case_id: str
+
+
+def collate(samples: Sequence[Sample]) -> RestoreBatch:
+    """Stack samples of one size into a batch."""
+    return RestoreBatch(
+        torch.stack([s.image for s in samples]),
+        torch.stack([s.target for s in samples]),
+        None,
+        torch.tensor([s.scale for s in samples], dtype=torch.float32),
+        [s.case_id for s in samples],
+    )
+
+
+class SeededDataset(Dataset):
+    """A data set of `length` samples, each a function of its own generator.
+
+    Args:
+        length: Samples an epoch.
+        crop: Side of the square samples, in pixels.
+        seed: Every sample is drawn from a generator seeded with (seed, epoch, index).
+    """
+
+    def __init__(self, length: int, crop: int, seed: int = 0) -> None:
+        self.length, self.crop, self.seed, self.epoch = length, crop, seed, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        mixed = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1, np.uint64)[0]
+        return self.draw(torch.Generator().manual_seed(int(mixed >> 1)))
+
+    def draw(self, generator: torch.Generator) -> Sample:
+        """One sample."""
+        raise NotImplementedError
+
+
+class LowDoseCT(SeededDataset):
+    """Simulated low-dose CT: clean slices plus FBP noise of random strength and kernel.
+
+    Args:
+        length, crop, seed: See `SeededDataset`.
+        split: ``train``, ``val`` or ``test`` block of the head CT.
+        cache: Folder for the noise realisations (made once, some minutes).
+        noise_hu: Range of the noise's standard deviation inside the object, log-uniform.
+        clean_share: Share of samples without added noise, so that the network learns to leave good images alone.
+        diversity: Share of samples whose content is not the head CT.
+    """
+
+    def __init__(
+        self,
+        length: int = 4000,
+        crop: int = 64,
+        seed: int = 0,
+        split: str = "train",
+        cache: Path = Path("runs/cache"),
+        noise_hu: tuple[float, float] = (2.5, 70.0),
+        clean_share: float = 0.1,
+        diversity: float = 0.45,
+    ) -> None:
+        super().__init__(length, crop, seed)
+        self.noise_hu, self.clean_share, self.diversity = noise_hu, clean_share, diversity
+        self.head = head_ct_slices(split)
+        self.bank = ct_noise_bank(cache, split)
+        self.mr: Content | None = mr_slices("train") if diversity else None
+        self.photos: Content | None = photographs() if diversity else None
+
+    def draw(self, generator: torch.Generator) -> Sample:
+        """See `SeededDataset.draw`."""
+        clean, name = self._content(generator)
+        if _chance(0.3, generator):
+            clean = add_lesions(clean, generator)
+        if _chance(self.clean_share, generator):
+            return Sample(clean, clean, 1.0, name)
+        low, high = np.log(self.noise_hu)
+        sd = float(np.exp(low + (high - low) * torch.rand((), generator=generator).item()))
+        return Sample(clean + sd * self._noise(generator), clean, 1.0, name)
+
+    def _content(self, generator: torch.Generator) -> tuple[Tensor, str]:
+        if self.mr is None or self.photos is None or not _chance(self.diversity, generator):
+            image = self.head.sample(self.crop, generator, zoom=(0.75, 2.2), fill=-1000.0)
+            return random_soft_tissue(image, generator), "head"
+        kind = torch.rand((), generator=generator).item()
+        if kind < 0.5:
+            image, name = to_hounsfield(self.mr.sample(self.crop, generator, zoom=(0.8, 2.2)), generator), "mr"
+        elif kind < 0.75:
+            image, name = to_hounsfield(self.photos.sample(self.crop, generator, zoom=(0.4, 1.5)), generator), "photo"
+        else:
+            image, name = sample_phantom(self.crop, generator), "phantom"
+        if _chance(0.5, generator):  # real references carry noise of their own
+            image = image + 8.0 * torch.rand((), generator=generator) * self._noise(generator)
+        return image, name
+
+    def _noise(self, generator: torch.Generator) -> Tensor:
+        """A crop of unit-variance FBP noise: two realisations mixed, flipped and turned."""
+        mixed = torch.rand((), generator=generator).item() * np.pi / 2
+        parts = []
+        first = int(torch.randint(len(self.bank), (), generator=generator))
+        # Neighbours in the bank share slice and kernel class, so that a mix keeps the texture of one kernel.
+        for which in (first, self.bank.partner(first, generator)):
+            parts.append(self.bank.crop(which, self.crop, generator))
+        noise = np.cos(mixed) * parts[0] + np.sin(mixed) * parts[1]
+        return _flip(noise, generator)
+
+
+class NoisyMR(SeededDataset):
+    """MR slices with simulated Rician noise.
+
+    Args:
+        length, crop, seed: See `SeededDataset`.
+        split: ``train``, ``val`` or ``test``.
+        noise: Range of the noise's standard deviation as a fraction of the volume's 99th percentile, uniform.
+        clean_share: Share of samples without added noise.
+    """
+
+    def __init__(
+        self,
+        length: int = 4000,
+        crop: int = 64,
+        seed: int = 0,
+        split: str = "train",
+        noise: tuple[float, float] = (0.01, 0.14),
+        clean_share: float = 0.1,
+    ) -> None:
+        super().__init__(length, crop, seed)
+        self.noise, self.clean_share = noise, clean_share
+        self.content = mr_slices(split)
+
+    def draw(self, generator: torch.Generator) -> Sample:
+        """See `SeededDataset.draw`."""
+        clean = self.content.sample(self.crop, generator, zoom=(0.6, 2.0)).clamp(min=0.0)
+        if _chance(0.5, generator):  # another contrast, same anatomy; air stays dark
+            knots = torch.cat([torch.zeros(1), torch.rand(5, generator=generator)])
+            weight = torch.rand((), generator=generator)
+            clean = (1 - weight) * clean + weight * interpolate(clean, knots)
+        if _chance(0.5, generator):  # receive-coil shading
+            field = torch.randn((1, 1, 3, 3), generator=generator)
+            field = F.interpolate(field, size=clean.shape[-2:], mode="bicubic", align_corners=True)[0]
+            clean = clean * torch.exp(0.25 * field)
+        scale = 0.85 + 0.4 * torch.rand((), generator=generator).item()
+        if _chance(self.clean_share, generator):
+            return Sample(clean, clean, scale, "mr")
+        low, high = self.noise
+        sd = low + (high - low) * torch.rand((), generator=generator).item()
+        return Sample(torch.from_numpy(rician_noise(clean.numpy(), sd, generator)), clean, scale, "mr")
+
+
+class PhantomPairs(SeededDataset):
+    """Synthetic phantoms with white noise: needs no download; for tests and the tiny configuration."""
+
+    def __init__(self, length: int = 16, crop: int = 32, seed: int = 0, sd: float = 40.0) -> None:
+        super().__init__(length, crop, seed)
+        self.sd = sd
+
+    def draw(self, generator: torch.Generator) -> Sample:
+        """See `SeededDataset.draw`."""
+        clean = sample_phantom(self.crop, generator)
+        return Sample(clean + self.sd * torch.randn(clean.shape, generator=generator), clean, 1.0, "phantom")
+
+
+def interpolate(x: Tensor, knots: Tensor, top: float = 1.3) -> Tensor:
+    """Piecewise-linear curve through `knots`, evenly spaced over 0..top, extended by its last slope."""
+    position = (x.clamp(min=0.0) / top) * (len(knots) - 1)
+    lower = position.floor().long().clamp(max=len(knots) - 2)
+    return torch.lerp(knots[lower], knots[lower + 1], position - lower).clamp(min=0.0)
+
+
+def _chance(probability: float, generator: torch.Generator) -> bool:
+    return bool(torch.rand((), generator=generator) < probability)
+
+
+def _flip(image: Tensor, generator: torch.Generator) -> Tensor:
+    turns = int(torch.randint(8, (), generator=generator))
+    image = torch.rot90(image, turns % 4, (-2, -1))
+    return image.flip(-1) if turns >= 4 else image
+
+

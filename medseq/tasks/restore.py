@@ -1,0 +1,192 @@
+"""Training of restoration models: the Lightning module and its thin data module.
+
+The task knows no architecture: network and transforms are passed in built. Losses and metrics are computed in native
+units (HU for CT), after `Transform.invert`, so that they mean the same for every preprocessing.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from medseq.data.restore import RestoreBatch, SeededDataset, collate
+from medseq.data.transforms import Identity, Transform, apply_chain, invert_chain
+from medseq.errors import InputError
+
+__all__ = ["RestoreDataModule", "RestoreTask"]
+
+
+class RestoreTask(pl.LightningModule):
+    """Supervised restoration with an L1 loss, Adam, linear warm-up, cosine decay and averaged weights.
+
+    Args:
+        net: Network under the restoration contract: ``forward(image, condition=None)``.
+        preprocess: Transforms between native units and the network, in order; travels in the bundle.
+        lr: Peak learning rate.
+        min_lr: Learning rate at the end.
+        betas: Adam's decay rates.
+        warmup_steps: Optimizer steps of linear warm-up.
+        loss_unit: Native units that count as 1 in the loss (100 HU for CT, 1 for scaled data).
+        loss_window: Limits in native units within which errors count fully; None for no window.
+        wide_weight: Weight of errors over the whole range, beside those in the window.
+        ema_decay: Decay of the averaged weights, which are the ones that are validated and shipped.
+        clip_norm: Gradients are scaled down to this norm.
+        data_range: Range of PSNR and SSIM in validation, native units; None takes the window's width.
+        bundle: What `medseq bundle` writes into bundle.yaml beside model and preprocess.
+
+    Reference:
+        Yang et al., arXiv:2407.11087: L1 loss, Adam, cosine decay to 1e-6.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        preprocess: list[Transform] | None = None,
+        lr: float = 2e-4,
+        min_lr: float = 1e-6,
+        betas: tuple[float, float] = (0.9, 0.999),
+        warmup_steps: int = 0,
+        loss_unit: float = 1.0,
+        loss_window: tuple[float, float] | None = None,
+        wide_weight: float = 0.25,
+        ema_decay: float = 0.999,
+        clip_norm: float = 1.0,
+        data_range: float | None = None,
+        bundle: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.ema = copy.deepcopy(net).requires_grad_(False).eval()
+        self.preprocess = preprocess or [Identity()]
+        self.lr, self.min_lr, self.betas, self.warmup_steps = lr, min_lr, betas, warmup_steps
+        self.loss_unit, self.loss_window, self.wide_weight = loss_unit, loss_window, wide_weight
+        self.ema_decay, self.clip_norm = ema_decay, clip_norm
+        if data_range is None:
+            data_range = loss_window[1] - loss_window[0] if loss_window else 1.0
+        self.data_range, self.bundle = data_range, bundle or {}
+
+    def restore(self, net: nn.Module, batch: RestoreBatch) -> Tensor:
+        """Restored images in native units, ``(batch, 1, row, col)``."""
+        params = [{"scale": batch.scale.view(-1, 1, 1, 1)}] * len(self.preprocess)
+        stages = apply_chain(self.preprocess, batch.image, params)
+        return invert_chain(self.preprocess, net(stages[-1], batch.condition), stages, params)
+
+    def loss(self, restored: Tensor, target: Tensor) -> Tensor:
+        """L1 in the window, plus `wide_weight` times L1 over the whole range; in units of `loss_unit`."""
+        wide = (restored - target).abs().mean() / self.loss_unit
+        if self.loss_window is None:
+            return wide
+        inside = (restored.clamp(*self.loss_window) - target.clamp(*self.loss_window)).abs().mean() / self.loss_unit
+        return inside + self.wide_weight * wide
+
+    def training_step(self, batch: RestoreBatch, batch_idx: int) -> Tensor:
+        """One step; a loss that is not finite stops the run."""
+        loss = self.loss(self.restore(self.net, batch), batch.target)
+        if not torch.isfinite(loss):
+            raise InputError("training loss is not finite", where=f"step {self.global_step}", found=float(loss))
+        self.log("train/loss", loss, on_step=True, prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: RestoreBatch, batch_idx: int) -> None:
+        """Average the weights; the decay starts low, so that early weights are forgotten."""
+        decay = min(self.ema_decay, (1 + self.global_step) / (10 + self.global_step))
+        with torch.no_grad():
+            for mean, value in zip(self.ema.parameters(), self.net.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
+
+    def validation_step(self, batch: RestoreBatch, batch_idx: int) -> None:
+        """PSNR, SSIM and RMSE of the averaged weights, and of the input; in the window if there is one."""
+        from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+        restored = self.restore(self.ema, batch)
+        window = self.loss_window or (-math.inf, math.inf)
+        target = batch.target.clamp(*window)
+        size = len(batch.target)
+        for name, image in (("input", batch.image), ("val", restored)):
+            error = (image.clamp(*window) - target).square().mean(dim=(1, 2, 3)).clamp(min=1e-12)
+            psnr = 10 * torch.log10(self.data_range**2 / error)
+            structure = ssim(image.clamp(*window), target, data_range=self.data_range)
+            self.log(f"{name}/psnr", psnr.mean(), batch_size=size, prog_bar=name == "val")
+            self.log(f"{name}/rmse", error.sqrt().mean(), batch_size=size)
+            self.log(f"{name}/ssim", structure, batch_size=size)
+        self.log("val/loss", self.loss(restored, batch.target), batch_size=size)
+        if batch_idx == 0:
+            self._log_picture(batch, restored)
+
+    def _log_picture(self, batch: RestoreBatch, restored: Tensor) -> None:
+        """Input, result and target side by side, in the window, to every logger that takes images."""
+        low, high = self.loss_window or (0.0, float(batch.target[0].max()) or 1.0)
+        row = torch.cat([batch.image[0], restored[0], batch.target[0]], dim=-1)
+        picture = ((row - low) / (high - low)).clamp(0, 1)
+        for logger in self.loggers:
+            if hasattr(logger.experiment, "add_image"):
+                logger.experiment.add_image("val/input_result_target", picture, self.global_step)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Adam; linear warm-up and cosine decay over the steps of the run."""
+        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.lr, betas=self.betas)
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        floor = self.min_lr / self.lr
+
+        def factor(step: int) -> float:
+            if step < self.warmup_steps:
+                return (step + 1) / self.warmup_steps
+            progress = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
+            return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip to `clip_norm` and log the norm."""
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
+        self.log("train/grad_norm", norm)
+
+
+class RestoreDataModule(pl.LightningDataModule):
+    """Loaders over data sets of `medseq.data.restore.Sample`.
+
+    Args:
+        train: Training set.
+        val: Validation set.
+        batch_size: Samples a step.
+        num_workers: Loader processes; 0 loads in the training process.
+        crops: ``[[epoch, side], …]``: from that epoch on the training samples have this side (`SeededDataset` only).
+    """
+
+    def __init__(
+        self,
+        train: Dataset,
+        val: Dataset,
+        batch_size: int = 4,
+        num_workers: int = 0,
+        crops: list[tuple[int, int]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.train, self.val = train, val
+        self.batch_size, self.num_workers, self.crops = batch_size, num_workers, crops or []
+
+    def train_dataloader(self) -> DataLoader:
+        """The samples of the present epoch; shuffling is the data set's own seeding."""
+        if isinstance(self.train, SeededDataset):
+            self.train.epoch = self.trainer.current_epoch if self.trainer else 0
+            self.train.crop = current_crop(self.crops, self.train.epoch, self.train.crop)
+        return DataLoader(self.train, self.batch_size, num_workers=self.num_workers, collate_fn=collate)
+
+    def val_dataloader(self) -> DataLoader:
+        """The validation samples, the same every time."""
+        return DataLoader(self.val, self.batch_size, num_workers=self.num_workers, collate_fn=collate)
+
+
+def current_crop(crops: Sequence[tuple[int, int]], epoch: int, default: int) -> int:
+    """The side that holds at `epoch`."""
+    side = default
+    for start, value in sorted(crops):
+        if epoch >= start:
+            side = value
+    return side
