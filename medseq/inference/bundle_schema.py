@@ -1,0 +1,191 @@
+"""What may stand in a bundle's ``bundle.yaml``: every key, its type and its range. No torch, no files but the text.
+
+Unknown and repeated keys are refused, so a misspelt key never falls back to a default in silence. YAML aliases
+are refused too: a few lines of them expand to gigabytes.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from medseq.errors import BundleError
+from medseq.io.volume import Modality, Units
+
+__all__ = ["BundleConfig", "ClassSpec", "parse_yaml", "validate_config"]
+
+_MAX_YAML_BYTES = 1 << 20
+_CLASS_PATH = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"
+
+# `units: 1` is a number in YAML; the unit is called "1".
+UnitName = Annotated[Units, BeforeValidator(lambda value: "1" if value == 1 and value is not True else value)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ClassSpec(_Strict):
+    """A class by its import path and the keywords it is built with; a keyword may be such a pair itself."""
+
+    class_path: str = Field(pattern=_CLASS_PATH)
+    init_args: dict[str, Any] = {}
+
+
+class WeightsSpec(_Strict):
+    """The weights file beside ``bundle.yaml``; floating-point tensors are stored as `dtype`."""
+
+    file: str = "model.safetensors"
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _plain_name(self) -> "WeightsSpec":
+        if not re.fullmatch(r"[\w.-]+\.safetensors", self.file) or self.file.startswith("."):
+            raise ValueError("weights.file must be a plain name that ends in .safetensors")
+        return self
+
+
+class Range(_Strict):
+    """A closed range; a missing end is open."""
+
+    min: float | None = None
+    max: float | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Range":
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+        return self
+
+
+class InputSpec(_Strict):
+    """What the model may be given. `channels` is what the network sees after `preprocess`."""
+
+    kind: Literal["volume", "kspace", "slide", "bag"]
+    modality: list[Modality] = []
+    units: UnitName = "1"
+    channels: int = Field(1, ge=1)
+    context_slices: int = Field(0, ge=0)
+    spacing_mm: Range | None = None
+    body_part: list[str] = []
+    feature_dim: int | None = Field(None, ge=1)
+    encoder: str | None = None
+    mpp: float | None = Field(None, gt=0)
+    fft: str | None = None
+
+
+class InferenceSpec(_Strict):
+    """How the model is run: `tile` and `overlap` apply to planes larger than `tile`; `batch` counts planes or tiles."""
+
+    tile: int | tuple[int, int] | None = None
+    overlap: float = Field(0.25, ge=0, lt=1)
+    blend: Literal["gaussian", "constant"] = "gaussian"
+    batch: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _positive_tile(self) -> "InferenceSpec":
+        sides = self.tile if isinstance(self.tile, tuple) else (self.tile,)
+        if any(side is not None and side < 8 for side in sides):
+            raise ValueError("inference.tile must be at least 8 pixels a side")
+        return self
+
+
+class OutputSpec(_Strict):
+    """What the model returns."""
+
+    kind: Literal["volume", "kspace", "scores"] = "volume"
+    units: UnitName | None = None
+    classes: list[str] = []
+    threshold: float | None = None
+    temperature: float | None = Field(None, gt=0)
+
+
+class CheckSpec(_Strict):
+    """One fidelity check: the metric `name` above `max` raises a flag. The names are those of `fidelity.METRICS`."""
+
+    name: str
+    max: float
+    unit: str = "1"
+
+
+class BundleConfig(_Strict):
+    """The content of ``bundle.yaml``, format 1."""
+
+    format: Literal[1]
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    version: str = Field(pattern=r"^[\w.+-]{1,32}$")
+    task: Literal["restore", "recon", "mil"]
+    model: ClassSpec
+    weights: WeightsSpec
+    input: InputSpec
+    preprocess: list[ClassSpec] = []
+    inference: InferenceSpec = InferenceSpec()
+    output: OutputSpec = OutputSpec()
+    checks: list[CheckSpec] = []
+    valid_range: Range | None = None
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML: no aliases, no repeated keys."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = {str(key) for key in keys if keys.count(key) > 1}
+        if repeated:
+            raise yaml.YAMLError(f"repeated keys: {', '.join(sorted(repeated))}")
+        return super().construct_mapping(node, deep=deep)
+
+
+def parse_yaml(text: bytes, *, where: str) -> dict[str, Any]:
+    """Read one mapping from YAML.
+
+    Raises:
+        BundleError: Not YAML, not a mapping, with aliases or repeated keys, or larger than 1 MiB.
+    """
+    if len(text) > _MAX_YAML_BYTES:
+        raise BundleError("bundle.yaml is too large", where=where, found=f"{len(text)} bytes", wanted="1 MiB at most")
+    try:
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506  (_Loader is a SafeLoader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        reason = str(getattr(error, "problem", None) or error).splitlines()[0][:200]
+        raise BundleError(f"bundle.yaml is not readable: {reason}", where=where) from None
+    if not isinstance(data, dict):
+        raise BundleError("bundle.yaml holds no mapping", where=where, found=type(data).__name__, wanted="keys: values")
+    return data
+
+
+def validate_config(data: dict[str, Any], *, where: str) -> BundleConfig:
+    """Check a mapping against the schema.
+
+    Raises:
+        BundleError: Naming each key that is missing, unknown or out of range.
+    """
+    if data.get("format") != 1:
+        raise BundleError(
+            "the bundle has another format",
+            where=where,
+            found=f"format {data.get('format')!r}",
+            wanted="format 1",
+            remedy="update medseq, or convert the bundle again",
+        )
+    try:
+        return BundleConfig.model_validate(data)
+    except ValidationError as error:
+        problems = [_problem(entry) for entry in error.errors(include_url=False, include_context=False)]
+        raise BundleError("bundle.yaml does not fit: " + "; ".join(problems[:5]), where=where) from None
+
+
+def _problem(entry: Any) -> str:
+    key = ".".join(str(part) for part in entry["loc"]) or "(top level)"
+    if entry["type"] == "extra_forbidden":
+        return f"unknown key {key}"
+    if entry["type"] == "missing":
+        return f"missing key {key}"
+    return f"{key}: {entry['msg'].removeprefix('Value error, ')}"

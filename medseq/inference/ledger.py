@@ -1,0 +1,359 @@
+"""The run ledger: one SQLite file that knows, for every input, what became of it. Plain sqlite3; no torch, no engine.
+
+An item goes ``queued -> running -> done | failed``, or is ``skipped`` because it is no input. What is not ``done``
+here is not done, whatever lies on disk: outputs are written and renamed first, the row follows. Every change of
+state is one transaction together with its line in ``event``.
+
+The column ``file.relpath`` is the only place of a run that holds names from the input folder; the file is created
+readable by its owner only.
+"""
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from medseq.errors import OutputError
+from medseq.inference.ledger_schema import MIGRATIONS, STATES, VERSION, FileRow, ItemRow, OutputRow, RunRow, State
+
+__all__ = ["FileRow", "ItemRow", "Ledger", "OutputRow", "RunRow", "State"]
+
+_ITEM = (
+    "id, kind, label, state, reason_code, reason, attempts, seconds, peak_mb, input_sha256, "
+    "coalesce(metrics_json, '{}'), coalesce(flags_json, '[]')"
+)
+
+
+class Ledger:
+    """An open ledger. One writer at a time; see `medseq.inference.run` for the lock that ensures it.
+
+    Args:
+        path: The SQLite file; created if missing, unless `read_only`.
+        read_only: Open an existing ledger without changing a byte.
+
+    Raises:
+        OutputError: Missing (`read_only`), damaged, not writable, or written by a newer medseq.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
+        self.path, self.read_only = Path(path), read_only
+        if self.path.exists():
+            self._require_known_version()
+        elif read_only:
+            raise OutputError(
+                "no run was recorded here", where=self.path.name, remedy="give the output folder of a run"
+            )
+        try:
+            self._connection = self._connect()
+            if not read_only:
+                self._migrate()
+        except sqlite3.Error as error:
+            raise _damaged(self.path.name, error) from None
+
+    def close(self) -> None:
+        """Fold the write-ahead log into the file and close it."""
+        self._connection.close()
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # --- the run
+
+    def run(self) -> RunRow | None:
+        """The run of this folder, None before `begin_run`."""
+        row = self._one("SELECT bundle_hash, params_json, params_hash, version, created_utc FROM run ORDER BY id DESC")
+        return None if row is None else RunRow(row[0], json.loads(row[1]), *row[2:])
+
+    def begin_run(self, run: RunRow) -> RunRow:
+        """Record the run of a fresh ledger, or return the recorded one if it is the same run.
+
+        Raises:
+            OutputError: The folder holds results of another bundle, other parameters or another medseq version.
+        """
+        known = self.run()
+        if known is None:
+            with self._transaction() as cursor:
+                cursor.execute(
+                    "INSERT INTO run(bundle_hash, params_json, params_hash, version, created_utc) VALUES (?,?,?,?,?)",
+                    (run.bundle_hash, _json(run.params), run.params_hash, run.version, run.created_utc),
+                )
+            return run
+        for name, unit in (("bundle_hash", "bundle"), ("params_hash", "parameters"), ("version", "medseq version")):
+            was, now = getattr(known, name), getattr(run, name)
+            if was != now:
+                raise OutputError(
+                    f"the output folder holds a run with another {unit}",
+                    found=was[:12],
+                    wanted=now[:12],
+                    remedy=_difference(known, run) + "choose another folder, or start a new run there (--new-run)",
+                )
+        return known
+
+    # --- discovery
+
+    def add_item(
+        self,
+        item_id: str,
+        kind: str,
+        label: str,
+        files: Sequence[FileRow],
+        *,
+        state: Literal["queued", "failed", "skipped"] = "queued",
+        reason_code: str | None = None,
+        reason: str | None = None,
+    ) -> State:
+        """Record a found input and return the state it is in now.
+
+        A known item whose files have the same sizes and times keeps its state; a changed one starts anew. A verdict
+        of an earlier discovery (failed or skipped without an attempt) gives way to this one's.
+        """
+        known = self._one("SELECT state, reason_code, attempts FROM item WHERE id=?", item_id)
+        same = known is not None and set(files) == set(self.files(item_id))
+        with self._transaction() as cursor:
+            cursor.execute("INSERT OR IGNORE INTO seen VALUES (?)", (item_id,))
+            if same and _verdict_holds(known, state, reason_code):
+                if known[0] == "done":
+                    cursor.execute("UPDATE item SET reason_code=NULL, reason=NULL WHERE id=?", (item_id,))
+                return known[0]
+            cursor.execute("DELETE FROM file WHERE item_id=?", (item_id,))
+            cursor.execute(
+                "INSERT INTO item(id, kind, label, state, reason_code, reason) VALUES (?,?,?,?,?,?) "
+                "ON CONFLICT(id) DO UPDATE SET kind=excluded.kind, label=excluded.label, state=excluded.state, "
+                "reason_code=excluded.reason_code, reason=excluded.reason, attempts=0, lease_owner=NULL, "
+                "lease_until=NULL, seconds=NULL, peak_mb=NULL, input_sha256=NULL, metrics_json=NULL, flags_json=NULL",
+                (item_id, kind, label, state, reason_code, reason),
+            )
+            rows = [(item_id, file.relpath, file.size, file.mtime_ns) for file in files]
+            cursor.executemany("INSERT INTO file VALUES (?,?,?,?)", rows)
+            _event(cursor, item_id, state, None)
+        return state
+
+    def mark_gone(self) -> int:
+        """After a complete discovery: items that it did not meet are skipped; finished ones stay done and say so."""
+        where = "id NOT IN (SELECT id FROM seen) AND state != 'running' AND coalesce(reason_code, '') != 'gone'"
+        with self._transaction() as cursor:
+            gone = [row[0] for row in cursor.execute(f"SELECT id FROM item WHERE {where} AND state != 'done'")]
+            cursor.execute(
+                f"UPDATE item SET reason_code='gone', reason='its input is no longer in the folder', "
+                f"state=CASE state WHEN 'done' THEN 'done' ELSE 'skipped' END WHERE {where}"
+            )
+            for item_id in gone:
+                _event(cursor, item_id, "skipped", None)
+        return len(gone)
+
+    # --- work
+
+    def claim(self, worker: str, lease_s: float) -> ItemRow | None:
+        """Take the next queued item, or one whose lease ran out; None if there is none."""
+        now = time.time()
+        with self._transaction() as cursor:
+            rows = cursor.execute(
+                "UPDATE item SET state='running', lease_owner=?, lease_until=?, attempts=attempts+1 WHERE id=("
+                "SELECT id FROM item WHERE state='queued' OR (state='running' AND lease_until<?) "
+                f"ORDER BY rowid LIMIT 1) RETURNING {_ITEM}",
+                (worker, now + lease_s, now),
+            ).fetchall()
+            for row in rows:
+                _event(cursor, row[0], "running", worker)
+        return _item(rows[0]) if rows else None
+
+    def stage_outputs(self, item_id: str, outputs: Iterable[OutputRow]) -> None:
+        """Say which files are about to appear, before they are renamed: leftovers of a kill are then known as ours."""
+        with self._transaction() as cursor:
+            cursor.execute("DELETE FROM output WHERE item_id=?", (item_id,))
+            rows = [(item_id, row.role, row.relpath, row.sha256, row.bytes) for row in outputs]
+            cursor.executemany("INSERT INTO output VALUES (?,?,?,?,?)", rows)
+
+    def finish(
+        self,
+        item_id: str,
+        worker: str,
+        *,
+        seconds: float,
+        peak_mb: float,
+        input_sha256: str,
+        metrics: Mapping[str, float],
+        flags: Sequence[Mapping[str, str]],
+    ) -> None:
+        """The outputs are in place: the item is done."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE item SET state='done', reason_code=NULL, reason=NULL, lease_owner=NULL, lease_until=NULL, "
+                "seconds=?, peak_mb=?, input_sha256=?, metrics_json=?, flags_json=? WHERE id=?",
+                (seconds, peak_mb, input_sha256, _json(dict(metrics)), _json([dict(flag) for flag in flags]), item_id),
+            )
+            _event(cursor, item_id, "done", worker)
+
+    def fail(self, item_id: str, worker: str, code: str, reason: str, *, seconds: float | None = None) -> None:
+        """The item cannot be processed; nothing of it was written."""
+        with self._transaction() as cursor:
+            cursor.execute("DELETE FROM output WHERE item_id=?", (item_id,))
+            cursor.execute(
+                "UPDATE item SET state='failed', reason_code=?, reason=?, lease_owner=NULL, lease_until=NULL, "
+                "seconds=? WHERE id=?",
+                (code, reason, seconds, item_id),
+            )
+            _event(cursor, item_id, "failed", worker)
+
+    def requeue(self, *, states: Sequence[State] = (), codes: Sequence[str] = (), ids: Sequence[str] = ()) -> int:
+        """Queue items again: by state, narrowed by reason codes, or by id. Returns how many."""
+        where, values = (f"id IN ({_marks(ids)})", list(ids)) if ids else (f"state IN ({_marks(states)})", list(states))
+        if codes:
+            where, values = f"{where} AND reason_code IN ({_marks(codes)})", [*values, *codes]
+        with self._transaction() as cursor:
+            rows = cursor.execute(
+                "UPDATE item SET state='queued', reason_code=NULL, reason=NULL, lease_owner=NULL, lease_until=NULL "
+                f"WHERE {where} RETURNING id",
+                values,
+            ).fetchall()
+            for row in rows:
+                _event(cursor, row[0], "queued", None)
+        return len(rows)
+
+    # --- reading
+
+    def item(self, item_id: str) -> ItemRow | None:
+        """One item."""
+        row = self._one(f"SELECT {_ITEM} FROM item WHERE id=?", item_id)
+        return None if row is None else _item(row)
+
+    def items(self, *states: State) -> Iterator[ItemRow]:
+        """Items in the order of discovery, one at a time; all states if none is named."""
+        where = f"WHERE state IN ({_marks(states)})" if states else ""
+        # The ids first: the caller may change rows while it iterates.
+        ids = [row[0] for row in self._connection.execute(f"SELECT id FROM item {where} ORDER BY rowid", states)]
+        for item_id in ids:
+            item = self.item(item_id)
+            if item is not None:
+                yield item
+
+    def counts(self) -> dict[str, int]:
+        """Number of items in each state."""
+        return {
+            **dict.fromkeys(STATES, 0),
+            **dict(self._connection.execute("SELECT state, count(*) FROM item GROUP BY 1")),
+        }
+
+    def files(self, item_id: str) -> list[FileRow]:
+        """Input files of an item, in the order they were given."""
+        query = "SELECT relpath, size, mtime_ns FROM file WHERE item_id=? ORDER BY rowid"
+        return [FileRow(*row) for row in self._connection.execute(query, (item_id,))]
+
+    def outputs(self, item_id: str) -> list[OutputRow]:
+        """Output files of an item, by path."""
+        query = "SELECT role, relpath, sha256, bytes FROM output WHERE item_id=? ORDER BY relpath"
+        return [OutputRow(*row) for row in self._connection.execute(query, (item_id,))]
+
+    def owner(self, relpath: str) -> str | None:
+        """The item that an output path belongs to, finished or not."""
+        row = self._one("SELECT item_id FROM output WHERE relpath=?", relpath)
+        return None if row is None else row[0]
+
+    def events(self, item_id: str) -> list[tuple[float, str, str | None]]:
+        """History of an item: time, state, worker."""
+        query = "SELECT ts, state, worker FROM event WHERE item_id=? ORDER BY rowid"
+        return list(self._connection.execute(query, (item_id,)))
+
+    # --- the connection
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Cursor]:
+        try:
+            with closing(self._connection.cursor()) as cursor:
+                cursor.execute("BEGIN IMMEDIATE")
+                try:
+                    yield cursor
+                except BaseException:
+                    if self._connection.in_transaction:
+                        cursor.execute("ROLLBACK")
+                    raise
+                cursor.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise _damaged(self.path.name, error) from None
+
+    def _one(self, query: str, *values: Any) -> Any:
+        return self._connection.execute(query, values).fetchone()
+
+    def _connect(self) -> sqlite3.Connection:
+        # immutable: on a read-only medium the log's shared-memory file cannot be made; without a log none is needed.
+        log = self.path.with_name(self.path.name + "-wal")
+        if not self.read_only:
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+            connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+            connection.execute("PRAGMA journal_mode=WAL")
+            # A power cut may lose the last rows, never the file: their items are computed again, byte for byte.
+            connection.execute("PRAGMA synchronous=NORMAL")
+            connection.execute("CREATE TEMP TABLE seen(id TEXT PRIMARY KEY)")
+            return connection
+        mode = "mode=ro" if log.exists() or os.access(self.path.parent, os.W_OK) else "immutable=1"
+        return sqlite3.connect(f"{self.path.absolute().as_uri()}?{mode}", uri=True, timeout=30, isolation_level=None)
+
+    def _require_known_version(self) -> None:
+        uri = f"{self.path.absolute().as_uri()}?mode=ro"
+        try:
+            with closing(sqlite3.connect(uri, uri=True, timeout=30)) as connection:
+                found = connection.execute("PRAGMA user_version").fetchone()[0]
+        except sqlite3.Error as error:
+            raise _damaged(self.path.name, error) from None
+        if found > VERSION:
+            raise OutputError(
+                "the run was recorded by a newer medseq",
+                where=self.path.name,
+                found=f"ledger version {found}",
+                wanted=f"{VERSION} at most",
+                remedy="update medseq; nothing was changed",
+            )
+
+    def _migrate(self) -> None:
+        version = self._one("PRAGMA user_version")[0]
+        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+            self._connection.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version={number};COMMIT;")
+
+
+def _verdict_holds(known: tuple[str, str | None, int], state: str, reason_code: str | None) -> bool:
+    was, was_code, attempts = known
+    if was in ("running", "done"):
+        return True
+    by_discovery = was_code == "gone" or (attempts == 0 and was != "queued")
+    return not by_discovery if state == "queued" else (was, was_code) == (state, reason_code)
+
+
+def _item(row: Sequence[Any]) -> ItemRow:
+    return ItemRow(*row[:10], json.loads(row[10]), json.loads(row[11]))
+
+
+def _event(cursor: sqlite3.Cursor, item_id: str, state: str, worker: str | None) -> None:
+    cursor.execute("INSERT INTO event VALUES (?,?,?,?)", (time.time(), item_id, state, worker))
+
+
+def _marks(values: Sequence[Any]) -> str:
+    return ",".join("?" * len(values))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _damaged(name: str, error: sqlite3.Error) -> OutputError:
+    if "full" in str(error):
+        return OutputError("the ledger cannot be written: no space left", where=name, remedy="free space and run again")
+    if any(word in str(error) for word in ("readonly", "unable to open")):
+        return OutputError(
+            "the ledger cannot be opened for writing", where=name, remedy="check the folder's permissions"
+        )
+    return OutputError(
+        "the ledger cannot be read", where=name, found=str(error), remedy="move it away to start anew (outputs stay)"
+    )
+
+
+def _difference(known: RunRow, run: RunRow) -> str:
+    """Which parameters differ, as the start of a remedy."""
+    changed = [key for key in sorted({*known.params, *run.params}) if known.params.get(key) != run.params.get(key)]
+    return "".join(f"{key} was {known.params.get(key)!r}, is {run.params.get(key)!r}; " for key in changed)
