@@ -108,6 +108,7 @@ class Ledger:
         state: Literal["queued", "failed", "skipped"] = "queued",
         reason_code: str | None = None,
         reason: str | None = None,
+        flags: Sequence[Mapping[str, str]] = (),
     ) -> State:
         """Record a found input and return the state it is in now.
 
@@ -124,11 +125,12 @@ class Ledger:
                 return known[0]
             cursor.execute("DELETE FROM file WHERE item_id=?", (item_id,))
             cursor.execute(
-                "INSERT INTO item(id, kind, label, state, reason_code, reason) VALUES (?,?,?,?,?,?) "
+                "INSERT INTO item(id, kind, label, state, reason_code, reason, flags_json) VALUES (?,?,?,?,?,?,?) "
                 "ON CONFLICT(id) DO UPDATE SET kind=excluded.kind, label=excluded.label, state=excluded.state, "
                 "reason_code=excluded.reason_code, reason=excluded.reason, attempts=0, lease_owner=NULL, "
-                "lease_until=NULL, seconds=NULL, peak_mb=NULL, input_sha256=NULL, metrics_json=NULL, flags_json=NULL",
-                (item_id, kind, label, state, reason_code, reason),
+                "lease_until=NULL, seconds=NULL, peak_mb=NULL, input_sha256=NULL, metrics_json=NULL, "
+                "flags_json=excluded.flags_json",
+                (item_id, kind, label, state, reason_code, reason, _json([dict(flag) for flag in flags])),
             )
             rows = [(item_id, file.relpath, file.size, file.mtime_ns) for file in files]
             cursor.executemany("INSERT INTO file VALUES (?,?,?,?)", rows)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-__all__ = ["Estimate", "Flag", "FlagLevel", "Output", "Prediction", "Predictor", "Role", "Sink"]
+__all__ = ["Estimate", "Flag", "FlagLevel", "Output", "Prediction", "Predictor", "Role", "Sink", "Stopped"]
 
 Role = Literal["result", "uncertainty", "difference", "scores", "attention", "overlay", "kspace"]
 FlagLevel = Literal["info", "warn", "fail"]
@@ -46,6 +46,10 @@ class Prediction:
     flags: tuple[Flag, ...] = ()
 
 
+class Stopped(Exception):
+    """A predictor was asked to stop and removed what it had written; the item is as if it had never begun."""
+
+
 class Sink(Protocol):
     """Hands out writers for the roles of one item; the engine decides where they end up."""
 
@@ -55,7 +59,10 @@ class Sink(Protocol):
 
 
 class Predictor(Protocol):
-    """One loaded model, ready for items. Raises `MedseqError` (permanent) or `RetryableError` (memory, I/O)."""
+    """One loaded model, ready for items.
+
+    Raises `MedseqError` (permanent), `RetryableError` (memory, I/O) or `Stopped` (`should_stop` said so).
+    """
 
     accepts: frozenset[str]
 
