@@ -1,0 +1,148 @@
+"""From DICOM positions to affines: order, regularity, tilt, gaps.
+
+DICOM speaks LPS; medseq speaks RAS. `LPS_TO_RAS` is applied here, once, and nowhere else.
+
+The tolerance is one number: slices count as evenly spaced, and a tilt as constant, when every slice lies within 5 %
+of a voxel of its place on the regular grid. Exact positions are kept in `VolumeHeader.slice_affines` either way.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medseq.io.dicom_types import Frame
+
+__all__ = ["GRID_TOLERANCE", "LPS_TO_RAS", "SAME_POSITION_MM", "Layout", "frame_affine", "layout", "slice_normal"]
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+GRID_TOLERANCE = 0.05
+SAME_POSITION_MM = 1e-3
+# Below this ratio of sideways to forward movement (0.06 degrees) a shear is the rounding of decimal strings.
+_SHEAR_RATIO = 1e-3
+_MULTIPLE_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How sorted slices lie in space.
+
+    Attributes:
+        order: Indices that sort the frames along the slice normal.
+        affine: 4x4 RAS affine, sheared under gantry tilt; None if the slices are uneven.
+        slice_affines: ``(n, 4, 4)``, exact.
+        duplicates: Pairs of places (from 0, sorted) that share a position.
+        gaps: ``(place, missing)``: so many slices are missing after this place.
+        step_mm: Regular distance between slices.
+        tilt_degrees: Angle between the slice normal and the line through the slice origins; 0 if they agree.
+        step_known: False for a lone slice of unknown thickness, whose step of 1 mm is made up.
+    """
+
+    order: tuple[int, ...]
+    affine: np.ndarray | None
+    slice_affines: np.ndarray
+    duplicates: tuple[tuple[int, int], ...]
+    gaps: tuple[tuple[int, int], ...]
+    step_mm: float
+    tilt_degrees: float
+    step_known: bool = True
+
+    @property
+    def regular(self) -> bool:
+        """One affine describes all slices."""
+        return self.affine is not None
+
+
+def slice_normal(orientation: Sequence[float]) -> np.ndarray:
+    """Unit slice normal in LPS: column direction x row direction."""
+    normal = np.cross(orientation[:3], orientation[3:])
+    return normal / np.linalg.norm(normal)
+
+
+def frame_affine(frame: Frame) -> np.ndarray:
+    """Affine of one frame: ``(col, row, slice, 1)`` -> RAS mm; column 2 is the unit slice normal.
+
+    Reference:
+        DICOM PS3.3 C.7.6.2.1.1, with LPS negated to RAS.
+    """
+    affine = np.eye(4)
+    affine[:3, 0] = np.array(frame.orientation[:3]) * frame.spacing[1]
+    affine[:3, 1] = np.array(frame.orientation[3:]) * frame.spacing[0]
+    affine[:3, 2] = slice_normal(frame.orientation)
+    affine[:3, 3] = frame.position
+    return LPS_TO_RAS @ affine
+
+
+def layout(frames: Sequence[Frame]) -> Layout:
+    """Sort frames along their common slice normal and describe how they lie.
+
+    Args:
+        frames: At least one; the same orientation and spacing.
+    """
+    normal = slice_normal(frames[0].orientation)
+    positions = np.array([frame.position for frame in frames])
+    along = positions @ normal
+    order = np.argsort(along, kind="stable")
+    positions, along = positions[order], along[order]
+    slice_affines = np.stack([frame_affine(frames[i]) for i in order])
+    steps = np.diff(along)
+    duplicates = tuple((int(i), int(i) + 1) for i in np.flatnonzero(steps < SAME_POSITION_MM))
+    made = {"order": tuple(int(i) for i in order), "slice_affines": slice_affines, "duplicates": duplicates}
+    if len(frames) == 1:
+        step, known = _lone_step(frames[0])
+        return Layout(**made, affine=_affine(slice_affines[0], normal * step), gaps=(), step_mm=step,
+                      tilt_degrees=0.0, step_known=known)  # fmt: skip
+    if duplicates:
+        return Layout(**made, affine=None, gaps=(), step_mm=float(np.median(steps)), tilt_degrees=0.0)
+    mean_step = (positions[-1] - positions[0]) / (len(positions) - 1)
+    if _on_grid(positions, mean_step, normal, frames[0].spacing):
+        sideways = np.linalg.norm(mean_step - (mean_step @ normal) * normal)
+        tilt = float(np.degrees(np.arctan2(sideways, mean_step @ normal)))
+        tilt = tilt if sideways > _SHEAR_RATIO * (mean_step @ normal) else 0.0
+        return Layout(**made, affine=_affine(slice_affines[0], mean_step), gaps=(),
+                      step_mm=float(mean_step @ normal), tilt_degrees=tilt)  # fmt: skip
+    gaps = _gaps(steps, [frames[i].thickness for i in order])
+    step = float(np.min(steps) if gaps else np.median(steps))
+    return Layout(**made, affine=None, gaps=gaps, step_mm=step, tilt_degrees=0.0)
+
+
+def _lone_step(frame: Frame) -> tuple[float, bool]:
+    """Slice step of a single slice: its thickness, else the distance that it states, else 1 mm."""
+    for value in (frame.thickness, frame.step):
+        if value is not None and np.isfinite(value) and value != 0:
+            return abs(value), True
+    return 1.0, False
+
+
+def _affine(first: np.ndarray, step_lps: np.ndarray) -> np.ndarray:
+    affine = first.copy()
+    affine[:3, 2] = LPS_TO_RAS[:3, :3] @ step_lps
+    return affine
+
+
+def _on_grid(positions: np.ndarray, step: np.ndarray, normal: np.ndarray, spacing: tuple[float, float]) -> bool:
+    """Is every slice within `GRID_TOLERANCE` of a voxel of its place on the regular grid?"""
+    off = positions - (positions[0] + np.arange(len(positions))[:, None] * step)
+    forward = off @ normal
+    sideways = np.linalg.norm(off - forward[:, None] * normal, axis=1)
+    return bool(
+        np.abs(forward).max() <= GRID_TOLERANCE * (step @ normal) and sideways.max() <= GRID_TOLERANCE * min(spacing)
+    )
+
+
+def _gaps(steps: np.ndarray, thickness: list[float | None]) -> tuple[tuple[int, int], ...]:
+    """Places after which slices are missing: isolated steps of a whole multiple of the regular one.
+
+    A protocol may change its spacing on purpose (thin slices through the skull base, thick ones above): then the
+    thickness changes with it, or the wide steps stand together at one end. That is uneven, not incomplete.
+    """
+    regular = float(steps.min())
+    multiples = np.rint(steps / regular)
+    if np.abs(steps / regular - multiples).max() > _MULTIPLE_TOLERANCE:
+        return ()
+    wide = np.flatnonzero(multiples > 1)
+    known = {round(value, 3) for value in thickness if value is not None}
+    run = len(wide) > 1 and wide[-1] - wide[0] == len(wide) - 1 and (wide[0] == 0 or wide[-1] == len(steps) - 1)
+    if len(known) > 1 or run or 2 * len(wide) > len(steps):
+        return ()
+    return tuple((int(i), int(multiples[i]) - 1) for i in wide)
