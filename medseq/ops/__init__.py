@@ -1,0 +1,14 @@
+"""Pure tensor functions and their kernels: no layers, no files. Names are loaded on first use."""
+
+from importlib import import_module
+
+__all__ = ["backends", "bi_wkv"]
+
+_HOME = {"backends": "medseq.ops.backend", "bi_wkv": "medseq.ops.wkv"}
+
+
+def __getattr__(name: str) -> object:
+    # Lazy, because medseq.ops.quality and the backend table must load without torch.
+    if name not in _HOME:
+        raise AttributeError(f"module 'medseq.ops' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

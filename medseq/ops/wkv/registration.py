@@ -1,0 +1,71 @@
+"""Registers `medseq::bi_wkv` and its backward with torch's dispatcher.
+
+The dispatcher is the registry of implementations: CPU and CUDA tensors get what `medseq.ops.backend.choose` says,
+autograd and `torch.compile` see one opaque operator with exact gradients.
+"""
+
+import torch
+from torch import Tensor
+
+from medseq.ops.backend import choose
+from medseq.ops.wkv import chunked, cpu, naive
+
+__all__: list[str] = []
+
+_LIBRARY = torch.library.Library("medseq", "FRAGMENT")
+_LIBRARY.define("bi_wkv(Tensor w, Tensor u, Tensor k, Tensor v, str convention) -> Tensor")
+_LIBRARY.define(
+    "bi_wkv_backward(Tensor gy, Tensor w, Tensor u, Tensor k, Tensor v, str convention)"
+    " -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+_FORWARD = {"naive": naive.bi_wkv, "chunked": chunked.forward, "cpu": cpu.forward}
+_BACKWARD = {"naive": naive.backward, "chunked": chunked.backward, "cpu": cpu.backward}
+
+
+def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any input is, else float32: half precision is only for storage."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+def _forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention: str) -> Tensor:
+    if v.numel() == 0:
+        return torch.empty_like(v, memory_format=torch.contiguous_format)
+    dtype = _compute_dtype(w, u, k, v)
+    run = _FORWARD[choose(v.device.type).name]
+    return run(w.to(dtype), u.to(dtype), k.to(dtype), v.to(dtype), convention).to(v.dtype)
+
+
+def _backward(gy: Tensor, w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention: str) -> tuple[Tensor, ...]:
+    inputs = (w, u, k, v)
+    if v.numel() == 0:
+        return tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs)
+    dtype = _compute_dtype(*inputs)
+    run = _BACKWARD[choose(v.device.type).name]
+    gradients = run(gy.to(dtype), *(x.to(dtype) for x in inputs), convention)
+    return tuple(g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True))
+
+
+def _fake_forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention: str) -> Tensor:
+    return torch.empty_like(v, memory_format=torch.contiguous_format)
+
+
+def _fake_backward(gy: Tensor, w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention: str) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (w, u, k, v))
+
+
+def _save_inputs(ctx, inputs: tuple, output: Tensor) -> None:
+    *tensors, ctx.convention = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _autograd_backward(ctx, gy: Tensor) -> tuple[Tensor | None, ...]:
+    return (*torch.ops.medseq.bi_wkv_backward(gy, *ctx.saved_tensors, ctx.convention), None)
+
+
+for _device in ("CPU", "CUDA"):
+    _LIBRARY.impl("bi_wkv", _forward, _device)
+    _LIBRARY.impl("bi_wkv_backward", _backward, _device)
+torch.library.register_fake("medseq::bi_wkv", _fake_forward, lib=_LIBRARY)
+torch.library.register_fake("medseq::bi_wkv_backward", _fake_backward, lib=_LIBRARY)
+torch.library.register_autograd("medseq::bi_wkv", _autograd_backward, setup_context=_save_inputs, lib=_LIBRARY)
