@@ -1,0 +1,81 @@
+"""The command `medseq`: one file per command, and nothing heavy before a command runs.
+
+Exit codes: 0 ok, 1 a bug, 2 usage or nothing found, 3 some items failed, 130 interrupted.
+"""
+
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from medseq import __version__
+from medseq.cli import bundle, check, convert, data, demo, doctor, fit, predict, validate, zoo
+from medseq.cli.console import VERBOSE, say
+from medseq.errors import MedseqError
+
+__all__ = ["app", "main"]
+
+
+class MedseqGroup(TyperGroup):
+    """Turns the errors that medseq raises on purpose into one readable line and exit code 2."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except MedseqError as error:
+            if ctx.meta.get(VERBOSE):
+                say("".join(traceback.format_exception(error)))
+            say(f"medseq: {error}")
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=MedseqGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    # Tracebacks with local variables would print what the variables hold: pixels, paths, identifiers.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Restore, reconstruct and classify medical images with linear-time sequence models. Research use only.",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"medseq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+USE, MAKE, LOOK = "Use a model", "Make a model", "Look around"
+app.command("predict", rich_help_panel=USE)(predict.predict)
+app.command("check", rich_help_panel=USE)(check.check)
+app.command("demo", rich_help_panel=USE)(demo.demo)
+# What stands after the task's name belongs to the training library.
+THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command("fit", rich_help_panel=MAKE, context_settings=THROUGH)(fit.fit)
+app.command("validate", rich_help_panel=MAKE, context_settings=THROUGH)(validate.validate)
+app.command("bundle", rich_help_panel=MAKE)(bundle.bundle)
+app.command("convert", rich_help_panel=MAKE)(convert.convert)
+app.command("zoo", rich_help_panel=LOOK)(zoo.zoo)
+app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
+app.add_typer(data.app, name="data", rich_help_panel=LOOK)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="medseq")
+
+
+if __name__ == "__main__":
+    main()

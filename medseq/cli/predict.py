@@ -1,0 +1,69 @@
+"""`medseq predict`: run a bundle over a file or a folder, unattended."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medseq.cli.console import AsJson, Quiet, Verbose, print_json, progress_bar, say
+
+__all__ = ["predict"]
+
+
+def predict(
+    bundle: Annotated[str, typer.Argument(help="Name of a shipped model (medseq zoo), or path of a bundle.")],
+    input: Annotated[Path, typer.Argument(help="File or folder: DICOM, NIfTI.")],
+    output: Annotated[Path, typer.Argument(help="Folder for results, ledger and report; run again to resume.")],
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")] = "cpu",
+    names: Annotated[str, typer.Option("--names", help="Name outputs by id, or like their source.")] = "id",
+    modality: Annotated[
+        str | None, typer.Option("--modality", help="What the input is, where its files do not say: CT, MR …")
+    ] = None,
+    strength: Annotated[float, typer.Option("--strength", min=0.0, max=1.0, help="Share of the change to apply.")] = 1.0,
+    resample: Annotated[bool, typer.Option("--resample", help="Put unevenly spaced slices on an even grid.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Hash finished work again before it is trusted.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try items again that failed before.")] = False,
+    new_run: Annotated[bool, typer.Option("--new-run", help="Discard the results of another model in OUTPUT.")] = False,
+    show_identifiers: Annotated[
+        bool, typer.Option("--show-identifiers", help="Print names and ids instead of hashes. Mind who reads it.")
+    ] = False,
+    trust_package: Annotated[
+        list[str] | None, typer.Option("--trust-package", help="Package whose classes a bundle may use; repeatable.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a model over a file or folder: medseq predict ct-denoise IN OUT. Ends with OUT/report.html.
+
+    Exit code 0: all done; 2: nothing to do; 3: some inputs failed (the report says which and why); 130: interrupted.
+    """
+    from medseq.inference.run import predict_folder
+
+    with progress_bar("predict", quiet=quiet or as_json) as progress:
+        summary = predict_folder(
+            bundle,
+            input,
+            output,
+            device=device,
+            names=names,
+            modality=modality,
+            strength=strength,
+            resample=resample,
+            verify=verify,
+            retry_failed=retry_failed,
+            new_run=new_run,
+            show_identifiers=show_identifiers,
+            trust_packages=tuple(trust_package or ()),
+            progress=progress,
+        )
+    if as_json:
+        print_json(
+            {"counts": summary.counts, "exit_code": summary.exit_code, "report": summary.report_path}
+        )
+    else:
+        words = ", ".join(f"{count} {state}" for state, count in summary.counts.items() if count) or "nothing found"
+        say(words, quiet=quiet and summary.exit_code == 0)
+        if summary.report_path:
+            say(f"report: {summary.report_path}", quiet=quiet)
+    raise typer.Exit(summary.exit_code)
