@@ -74,6 +74,9 @@ class RestoreRWKV(nn.Module):
         init: ``paper`` as the original; ``stable`` for training from scratch (near-identity start).
     """
 
+    # Set by `from_reference`: what builds this network again, for `medseq convert`.
+    init_args: dict[str, Any]
+
     def __init__(
         self,
         in_channels: int = 1,
@@ -292,9 +295,11 @@ def _from_sizes(state: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, Any]]
             "num_blocks": [depth(name) for name in ("encoder_level1", "encoder_level2", "encoder_level3", "latent")],
             "num_refinement_blocks": depth("refinement"),
         }
-        inputs, outputs, *shape = sizes.values()
-        dim, num_blocks, refinement = shape
-        return RestoreRWKV(inputs, outputs, dim, num_blocks, refinement, convention="chunk64"), sizes
+        keywords = {"in_channels": sizes["inp_channels"], **sizes, "convention": "chunk64"}
+        del keywords["inp_channels"]
+        model = RestoreRWKV(**keywords)
+        model.init_args = keywords
+        return model, sizes
     if {"att.key.weight", "ffn.key.weight"} <= state.keys():
         hidden, channels = state["ffn.key.weight"].shape
         rate = hidden // channels
