@@ -40,9 +40,20 @@ class Content:
     dither: float = 0.0
 
     def sample(
-        self, crop: int, generator: torch.Generator, *, zoom: tuple[float, float], fill: float = 0.0
+        self, crop: int, generator: torch.Generator, *, zoom: tuple[float, float], air: float = 0.0, body: float = 0.1
     ) -> Float[Tensor, "1 crop crop"]:
-        """A square crop at random position, angle, flip and zoom (bicubic; > 1 magnifies)."""
+        """A square crop at random position, angle, flip and zoom (bicubic; > 1 magnifies).
+
+        Crops that are almost only air teach little: where less than a fifth of the pixels exceeds `body`, another is
+        drawn, up to three times. `air` fills what lies outside the slice.
+        """
+        for _ in range(4):
+            image = self._draw(crop, generator, zoom, air)
+            if (image > body).float().mean() > 0.2:
+                break
+        return image
+
+    def _draw(self, crop: int, generator: torch.Generator, zoom: tuple[float, float], air: float) -> Tensor:
         image = self.slices[int(torch.randint(len(self.slices), (), generator=generator))]
         draws = torch.rand(7, generator=generator)
         low, high = np.log(zoom)
@@ -57,10 +68,10 @@ class Content:
         cos, sin = np.cos(angle), np.sin(angle)
         grid = torch.stack([cos * x - sin * y + centre[0], sin * x + cos * y + centre[1]], dim=-1)
         grid = 2 * grid / torch.tensor([cols - 1.0, rows - 1.0]) - 1
-        source = image[None, None] - fill
+        source = image[None, None] - air
         if self.dither:
             source = source + self.dither * (2 * torch.rand(image.shape, generator=generator) - 1) * (source != 0)
-        return F.grid_sample(source, grid[None], mode="bicubic", align_corners=True)[0] + fill
+        return F.grid_sample(source, grid[None], mode="bicubic", align_corners=True)[0] + air
 
 
 @cache

@@ -140,7 +140,7 @@ class LowDoseCT(SeededDataset):
 
     def _content(self, generator: torch.Generator) -> tuple[Tensor, str]:
         if self.mr is None or self.photos is None or not _chance(self.diversity, generator):
-            image = self.head.sample(self.crop, generator, zoom=(0.75, 2.2), fill=-1000.0)
+            image = self.head.sample(self.crop, generator, zoom=(0.75, 2.2), air=-1000.0, body=-500.0)
             return random_soft_tissue(image, generator), "head"
         kind = torch.rand((), generator=generator).item()
         if kind < 0.5:
@@ -199,6 +199,9 @@ class NoisyMR(SeededDataset):
             field = torch.randn((1, 1, 3, 3), generator=generator)
             field = F.interpolate(field, size=clean.shape[-2:], mode="bicubic", align_corners=True)[0]
             clean = clean * torch.exp(0.25 * field)
+        if _chance(0.4, generator):  # real references carry noise of their own
+            own = 0.015 * torch.rand((), generator=generator).item()
+            clean = torch.from_numpy(rician_noise(clean.numpy(), own, generator))
         scale = 0.85 + 0.4 * torch.rand((), generator=generator).item()
         if _chance(self.clean_share, generator):
             return Sample(clean, clean, scale, "mr")

@@ -46,7 +46,7 @@ class RestoreUNet(nn.Module):
         self,
         in_channels: int = 1,
         out_channels: int = 1,
-        dims: Sequence[int] = (32, 64, 96),
+        dims: Sequence[int] = (40, 80, 128),
         num_blocks: Sequence[int] = (1, 1, 2),
         residual_scale: float = 0.1,
     ) -> None:
