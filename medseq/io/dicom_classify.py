@@ -71,7 +71,8 @@ def _skip_image(dataset: Dataset, uid: UID, has_pixels: bool) -> tuple[str, str]
     if not placed and (uid.startswith(_SECONDARY_CAPTURE) or "SECONDARY" in words):
         return "report-screen", "a secondary capture without patient geometry"
     if int(dataset.get("SamplesPerPixel") or 1) != 1 or "PALETTE" in str(dataset.get("PhotometricInterpretation")):
-        return "report-screen" if modality(dataset) != "OT" else "no-geometry", "a colour image, not a grey-scale volume"
+        code = "no-geometry" if modality(dataset) == "OT" else "report-screen"
+        return code, "a colour image, not a grey-scale volume"
     if not placed and modality(dataset) in ("OT", "NM"):
         if not has_pixels and uid.startswith(_STORAGE):
             return "no-geometry", "no patient geometry and no pixels"

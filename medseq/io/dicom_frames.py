@@ -21,9 +21,9 @@ __all__ = ["SPLIT_KEYWORDS", "flatten", "frames_of", "is_enhanced"]
 
 # What may tell several stacks of one series apart, most telling first.
 SPLIT_KEYWORDS = (
-    *("StackID", "AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers", "EchoTime", "InversionTime", "TriggerTime"),
-    *("FrameReferenceTime", "DiffusionBValue", "DiffusionGradientOrientation", "FlipAngle", "KVP", "ConvolutionKernel"),
-    "AcquisitionTime",
+    *("StackID", "AcquisitionNumber", "TemporalPositionIdentifier", "EchoNumbers", "EchoTime", "InversionTime"),
+    *("TriggerTime", "FrameReferenceTime", "DiffusionBValue", "DiffusionGradientOrientation", "FlipAngle", "KVP"),
+    *("ConvolutionKernel", "AcquisitionTime"),
 )
 _KEPT_KEYWORDS = ("ImageType", "RescaleType", *SPLIT_KEYWORDS)
 
@@ -59,6 +59,8 @@ def flatten(dataset: Dataset, index: int) -> Dataset:
     for group in [*shared[:1], dataset.PerFrameFunctionalGroupsSequence[index]]:
         for name, element in _group_elements(group):
             if name in _RENAMED:
+                # Not assigned over what is there: that would change the shared group's own element.
+                flat.pop(_RENAMED[name], None)
                 setattr(flat, _RENAMED[name], element.value)
             else:
                 flat[element.tag] = element
@@ -118,7 +120,8 @@ def _pixel_format(dataset: Dataset, syntax: str, where: str) -> PixelFormat:
         transfer_syntax=syntax,
     )
     if pixels.rows < 1 or pixels.columns < 1:
-        raise FormatError("no image size", where=where, found=(pixels.rows, pixels.columns), wanted="rows, columns >= 1")
+        size = (pixels.rows, pixels.columns)
+        raise FormatError("no image size", where=where, found=size, wanted="rows, columns >= 1")
     if allocated not in (8, 16, 32) or not 0 < pixels.bits_stored <= allocated:
         raise FormatError(
             "stored pixels of this size cannot be read",
@@ -188,7 +191,8 @@ def _values(get, pixels: PixelFormat, where: str) -> dict:
     slope, intercept = _optional(get("RescaleSlope")), _optional(get("RescaleIntercept"))
     slope, intercept = 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
     if slope == 0 or not np.isfinite([slope, intercept]).all():
-        raise FormatError("the rescale makes no sense", where=where, found=(slope, intercept), wanted="slope other than 0")
+        found = f"slope {slope}, intercept {intercept}"
+        raise FormatError("the rescale makes no sense", where=where, found=found, wanted="finite, slope other than 0")
     padding = None
     if get("PixelPaddingValue") is not None:
         first = _as_stored(get("PixelPaddingValue"), pixels)

@@ -1,0 +1,121 @@
+"""One frame of an enhanced multi-frame object as a classic single-frame CT or MR image.
+
+Most viewers and archives accept single-frame series best, so that is what derived series consist of. The classic
+object classes want a few attributes that the enhanced ones spell differently; this file is that dictionary.
+"""
+
+from copy import copy
+
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    LegacyConvertedEnhancedMRImageStorage,
+    MRImageStorage,
+)
+
+from medseq.errors import OutputError
+from medseq.io.dicom_frames import flatten
+
+__all__ = ["classic_class", "to_classic"]
+
+_CLASSIC = {
+    EnhancedCTImageStorage: CTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage: CTImageStorage,
+    EnhancedMRImageStorage: MRImageStorage,
+    LegacyConvertedEnhancedMRImageStorage: MRImageStorage,
+}
+# Present in both worlds: copied from the frame's functional groups to the top level.
+_COPIED = """
+    ImageType ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness SpacingBetweenSlices
+    WindowCenter WindowWidth WindowCenterWidthExplanation VOILUTFunction RescaleSlope RescaleIntercept RescaleType
+    KVP ExposureTime XRayTubeCurrent ConvolutionKernel ReconstructionDiameter GantryDetectorTilt FilterType
+    DataCollectionDiameter RotationDirection EchoTime RepetitionTime FlipAngle EchoTrainLength InversionTime
+    MagneticFieldStrength ImagingFrequency ImagedNucleus PixelBandwidth NumberOfAverages PercentSampling
+    PercentPhaseFieldOfView InPlanePhaseEncodingDirection DiffusionBValue DiffusionGradientOrientation TriggerTime
+    TemporalPositionIdentifier AcquisitionNumber
+""".split()
+# Describes the enhanced object as a whole and means nothing on one frame.
+_ENHANCED_ONLY = """
+    SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence DimensionOrganizationSequence
+    DimensionIndexSequence DimensionOrganizationType NumberOfFrames ConcatenationUID ConcatenationFrameOffsetNumber
+    SOPInstanceUIDOfConcatenationSource InConcatenationNumber InConcatenationTotalNumber PixelPresentation
+    VolumetricProperties VolumeBasedCalculationTechnique ComplexImageComponent AcquisitionContrast
+    RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor
+    RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData
+    MultienergyCTAcquisition UnassignedSharedConvertedAttributesSequence
+""".split()
+_EMPTY_ALLOWED = {
+    CTImageStorage: ("KVP", "AcquisitionNumber", "SliceThickness", "PositionReferenceIndicator", "PatientPosition"),
+    MRImageStorage: (
+        *("ScanOptions", "MRAcquisitionType", "EchoTime", "EchoTrainLength", "RepetitionTime", "SliceThickness"),
+        *("PositionReferenceIndicator", "PatientPosition"),
+    ),
+}
+
+
+def classic_class(uid: str) -> UID:
+    """The single-frame object class for images of this class.
+
+    Raises:
+        OutputError: There is none that medseq writes.
+    """
+    if UID(uid) not in _CLASSIC:
+        raise OutputError(
+            "no single-frame DICOM class for frames of this object",
+            found=UID(uid).name,
+            wanted="enhanced CT or MR",
+            remedy="write NIfTI instead",
+        )
+    return _CLASSIC[UID(uid)]
+
+
+def to_classic(dataset: Dataset, index: int) -> Dataset:
+    """A new data set: the top-level attributes of the object and those of frame `index`, in the flat classic form."""
+    kind = classic_class(dataset.SOPClassUID)
+    out = Dataset()
+    out.file_meta = dataset.file_meta
+    for element in dataset:
+        if element.keyword not in _ENHANCED_ONLY:
+            # A copy: assigning a value to an element changes it in place, and the source serves the next frame too.
+            out[element.tag] = copy(element)
+    groups = flatten(dataset, index)
+    for keyword in _COPIED:
+        if groups.get(keyword) not in (None, ""):
+            setattr(out, keyword, groups.get(keyword))
+    out.SOPClassUID = kind
+    if kind == MRImageStorage:
+        _name_sequence(out, groups)
+        if "ImagedNucleus" not in out and dataset.get("ResonantNucleus"):
+            out.ImagedNucleus = dataset.ResonantNucleus
+    # Without a body part nobody can tell whether it is a paired one: unknown, not absent.
+    paired = () if out.get("BodyPartExamined") else ("Laterality",)
+    for keyword in (*_EMPTY_ALLOWED[kind], *paired):
+        if keyword not in out:
+            setattr(out, keyword, None)
+    return out
+
+
+def _name_sequence(out: Dataset, groups: Dataset) -> None:
+    """ScanningSequence and SequenceVariant, which MR images must have, from the enhanced description."""
+
+    def get(keyword: str) -> str:
+        return str(groups.get(keyword) or out.get(keyword) or "")
+
+    if not out.get("ScanningSequence"):
+        names = {"SPIN": ["SE"], "GRADIENT": ["GR"], "BOTH": ["SE", "GR"]}.get(get("EchoPulseSequence"), ["RM"])
+        names += ["EP"] if get("EchoPlanarPulseSequence") == "YES" else []
+        names += ["IR"] if get("InversionRecovery") == "YES" else []
+        out.ScanningSequence = names
+    if not out.get("SequenceVariant"):
+        rules = (
+            ("SegmentedKSpaceTraversal", ("", "SINGLE"), "SK"),
+            ("MagnetizationTransfer", ("", "NONE"), "MTC"),
+            ("SteadyStatePulseSequence", ("", "NONE"), "SS"),
+            ("Spoiling", ("", "NONE"), "SP"),
+            ("OversamplingPhase", ("", "NONE"), "OSP"),
+        )
+        out.SequenceVariant = [code for keyword, off, code in rules if get(keyword) not in off] or ["NONE"]
