@@ -77,9 +77,7 @@ def _require_pydicom() -> None:
     try:
         import pydicom  # noqa: F401
     except ImportError:
-        raise BackendError(
-            "DICOM needs pydicom", found="not installed", remedy="pip install 'medseq[dicom]'"
-        ) from None
+        raise BackendError("DICOM needs pydicom", found="not installed", remedy="pip install 'medseq[dicom]'") from None
 
 
 def __getattr__(name: str) -> object:

@@ -7,7 +7,7 @@ functions of the source, the model and the parameters, so that a second run writ
 
 import uuid
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -66,7 +66,7 @@ class Provenance:
             raise OutputError(
                 "not a time", where="created_utc", found=self.created_utc, wanted="ISO 8601, e.g. 2026-11-22T10:11:12Z"
             ) from None
-        return moment.astimezone(timezone.utc) if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def derived_uid(source_uid: str, made: Provenance, frame: int = 0) -> UID:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.datadict import keyword_for_tag
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
 from medseq.errors import FormatError
@@ -67,7 +68,7 @@ def flatten(dataset: Dataset, index: int) -> Dataset:
     return flat
 
 
-def _group_elements(group: Dataset) -> Iterator[tuple[str, object]]:
+def _group_elements(group: Dataset) -> Iterator[tuple[str, DataElement]]:
     """Elements of every macro of a functional group, one level deep, nested value macros included."""
     for macro in group:
         if macro.VR != "SQ" or not macro.value or macro.tag.is_private:

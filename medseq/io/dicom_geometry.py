@@ -7,7 +7,7 @@ of a voxel of its place on the regular grid. Exact positions are kept in `Volume
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -87,23 +87,28 @@ def layout(frames: Sequence[Frame]) -> Layout:
     slice_affines = np.stack([frame_affine(frames[i]) for i in order])
     steps = np.diff(along)
     duplicates = tuple((int(i), int(i) + 1) for i in np.flatnonzero(steps < SAME_POSITION_MM))
-    made = {"order": tuple(int(i) for i in order), "slice_affines": slice_affines, "duplicates": duplicates}
+    found = Layout(
+        order=tuple(int(i) for i in order),
+        affine=None,
+        slice_affines=slice_affines,
+        duplicates=duplicates,
+        gaps=(),
+        step_mm=float(np.median(steps)) if len(steps) else 1.0,
+        tilt_degrees=0.0,
+    )
     if len(frames) == 1:
         step, known = _lone_step(frames[0])
-        return Layout(**made, affine=_affine(slice_affines[0], normal * step), gaps=(), step_mm=step,
-                      tilt_degrees=0.0, step_known=known)  # fmt: skip
+        return replace(found, affine=_affine(slice_affines[0], normal * step), step_mm=step, step_known=known)
     if duplicates:
-        return Layout(**made, affine=None, gaps=(), step_mm=float(np.median(steps)), tilt_degrees=0.0)
+        return found
     mean_step = (positions[-1] - positions[0]) / (len(positions) - 1)
+    forward = float(mean_step @ normal)
     if _on_grid(positions, mean_step, normal, frames[0].spacing):
-        sideways = np.linalg.norm(mean_step - (mean_step @ normal) * normal)
-        tilt = float(np.degrees(np.arctan2(sideways, mean_step @ normal)))
-        tilt = tilt if sideways > _SHEAR_RATIO * (mean_step @ normal) else 0.0
-        return Layout(**made, affine=_affine(slice_affines[0], mean_step), gaps=(),
-                      step_mm=float(mean_step @ normal), tilt_degrees=tilt)  # fmt: skip
+        sideways = float(np.linalg.norm(mean_step - forward * normal))
+        tilt = float(np.degrees(np.arctan2(sideways, forward))) if sideways > _SHEAR_RATIO * forward else 0.0
+        return replace(found, affine=_affine(slice_affines[0], mean_step), step_mm=forward, tilt_degrees=tilt)
     gaps = _gaps(steps, [frames[i].thickness for i in order])
-    step = float(np.min(steps) if gaps else np.median(steps))
-    return Layout(**made, affine=None, gaps=gaps, step_mm=step, tilt_degrees=0.0)
+    return replace(found, gaps=gaps, step_mm=float(steps.min())) if gaps else found
 
 
 def _lone_step(frame: Frame) -> tuple[float, bool]:

@@ -55,6 +55,7 @@ def group(paths: Iterable[Path]) -> tuple[list[DicomStack], list[Skipped], list[
     broken: list[Broken] = []
     series: dict[tuple[str, ...], list[_Image]] = defaultdict(list)
     for path in sorted({Path(path) for path in paths}):
+        found: _Image | Skipped | Broken
         try:
             found = _read(path)
         except NotDicomError:
@@ -130,7 +131,7 @@ def _units(kind: Modality, units: str, suv_type: str) -> Units:
 
 def _series(images: list[_Image]) -> list[DicomStack | Skipped | Broken]:
     """All stacks of one series."""
-    results: list[DicomStack | Skipped | Broken] = []
+    copies: list[Skipped] = []
     unique: dict[str, _Image] = {}
     clash: MedseqError | None = None
     for image in images:
@@ -138,7 +139,7 @@ def _series(images: list[_Image]) -> list[DicomStack | Skipped | Broken]:
         if first is image:
             continue
         if filecmp.cmp(first.path, image.path, shallow=False):
-            results.append(Skipped(image.path, "copy", f"a copy of {path_label(first.path)}"))
+            copies.append(Skipped(image.path, "copy", f"a copy of {path_label(first.path)}"))
         else:
             clash = FormatError(
                 "two different files have the same SOP instance UID",
@@ -149,8 +150,10 @@ def _series(images: list[_Image]) -> list[DicomStack | Skipped | Broken]:
     members = list(unique.values())
     errors = [image.error for image in members if image.error and not image.frames]
     if clash or errors:
-        paths = tuple(image.path for image in images if image.path not in {r.path for r in results})
-        return [*results, Broken(paths, label(images[0].series), clash or errors[0])]
+        copied = {copy.path for copy in copies}
+        paths = tuple(image.path for image in images if image.path not in copied)
+        return [*copies, Broken(paths, label(images[0].series), clash or errors[0])]
+    results: list[DicomStack | Skipped | Broken] = [*copies]
     groups = _by_grid(members)
     for frames in groups:
         results += _stacks(frames, {image.sop_uid: image for image in members}, len(groups))
@@ -186,8 +189,8 @@ def _stacks(frames: list[Frame], images: dict[str, _Image], groups: int) -> list
             files = tuple(dict.fromkeys(frame.path for frame in ordered))
             results.append(Broken(files, label(series), error))
             continue
-        split = (f"one of {groups} image grids of its series",) if groups > 1 else ()
-        split += (f"one of {len(parts)} stacks of its series, told apart by {' and '.join(words)}",) if words else ()
+        split = [f"one of {groups} image grids of its series"] if groups > 1 else []
+        split += [f"one of {len(parts)} stacks of its series, told apart by {' and '.join(words)}"] if words else []
         results.append(_stack(ordered, places, images, split))
     return results
 
@@ -253,7 +256,7 @@ def _refusal(places: Layout, series: str) -> MedseqError | None:
     return None
 
 
-def _stack(frames: list[Frame], places: Layout, images: dict[str, _Image], split: tuple[str, ...]) -> DicomStack:
+def _stack(frames: list[Frame], places: Layout, images: dict[str, _Image], split: list[str]) -> DicomStack:
     first = images[frames[0].sop_uid]
     used = Counter(frame.sop_uid for frame in frames)
     names = tuple(
@@ -279,7 +282,7 @@ def _stack(frames: list[Frame], places: Layout, images: dict[str, _Image], split
     return DicomStack(first.series, tuple(dict.fromkeys(names)), files, header)
 
 
-def _warnings(places: Layout, split: tuple[str, ...], lossy: bool) -> tuple[SourceWarning, ...]:
+def _warnings(places: Layout, split: list[str], lossy: bool) -> tuple[SourceWarning, ...]:
     found = [SourceWarning("series-split", text) for text in split]
     if places.tilt_degrees:
         text = f"the slices are sheared by {places.tilt_degrees:.2f} degrees (gantry tilt)"
