@@ -1,6 +1,7 @@
 """What every test relies on: which tests can run on this machine, and that nothing is skipped in silence."""
 
 import os
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,14 @@ _skipped: list[str] = []
 def repo_root() -> Path:
     """The repository: configurations, manifests and packaging files."""
     return ROOT
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """A fresh seed a test, shown when the test fails; MEDSEQ_TEST_SEED repeats one."""
+    value = int(os.environ.get("MEDSEQ_TEST_SEED", random.randrange(2**31)))
+    request.node.add_report_section("setup", "seed", f"MEDSEQ_TEST_SEED={value}")
+    return value
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

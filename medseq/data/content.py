@@ -55,7 +55,7 @@ class Content:
 
     def _draw(self, crop: int, generator: torch.Generator, zoom: tuple[float, float], air: float) -> Tensor:
         image = self.slices[int(torch.randint(len(self.slices), (), generator=generator))]
-        draws = torch.rand(7, generator=generator)
+        draws = torch.rand(6, generator=generator).tolist()
         low, high = np.log(zoom)
         scale = float(np.exp(low + (high - low) * draws[0]))
         angle = float((draws[1] - 0.5) * (2 * np.pi if draws[2] < 0.3 else 0.5))
@@ -80,7 +80,9 @@ def head_ct_slices(split: str) -> Content:
     if split not in HEAD_BLOCKS:
         raise InputError("unknown split", found=split, wanted=", ".join(HEAD_BLOCKS))
     volume = np.asarray(cranium_ct().array)
-    return Content(tuple(torch.from_numpy(volume[i].astype(np.float32)) for lo, hi in HEAD_BLOCKS[split] for i in range(lo, hi)))
+    return Content(
+        tuple(torch.from_numpy(volume[i].astype(np.float32)) for lo, hi in HEAD_BLOCKS[split] for i in range(lo, hi))
+    )
 
 
 @cache
@@ -160,7 +162,9 @@ def sample_phantom(crop: int, generator: torch.Generator) -> Float[Tensor, "1 cr
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     level, slope_x, slope_y = torch.randn(3, generator=generator)
     image = (40 + 60 * level + 15 * slope_x * x + 15 * slope_y * y)[None]
-    image = image + _ellipses(crop, int(torch.randint(8, (), generator=generator)), (3.0, 120.0), (0.05, 0.6), generator)
+    image = image + _ellipses(
+        crop, int(torch.randint(8, (), generator=generator)), (3.0, 120.0), (0.05, 0.6), generator
+    )
     choice = torch.rand((), generator=generator)
     if choice < 0.2:
         angle, period = (torch.rand(2, generator=generator) * torch.tensor([np.pi, 10.0])).tolist()

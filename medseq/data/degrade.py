@@ -95,12 +95,11 @@ def add_projection_noise(
     image_hu = _check(image_hu)
     if dose == 1:
         return image_hu.copy()
-    weakening = np.exp(np.minimum(integrals, 25.0)) / scanner.photons  # beyond 25 no photon arrives: capped, not overflown
+    # Beyond 25 no photon arrives, and the exponential would overflow behind metal.
+    weakening = np.exp(np.minimum(integrals, 25.0)) / scanner.photons
     variance = (1 / dose - 1) * weakening + (1 / dose**2 - 1) * (scanner.electronic_sd * weakening) ** 2
     noise = np.sqrt(variance) * torch.randn(integrals.shape, generator=generator).numpy()
-    back = iradon(
-        noise / spacing_mm, scanner.theta(integrals.shape[1]), filter_name=scanner.kernel, circle=True
-    )
+    back = iradon(noise / spacing_mm, scanner.theta(integrals.shape[1]), filter_name=scanner.kernel, circle=True)
     top, left = ((side - size) // 2 for side, size in zip(back.shape, image_hu.shape, strict=True))
     crop = back[top : top + image_hu.shape[0], left : left + image_hu.shape[1]]
     return image_hu + (crop * (1000.0 / scanner.mu_water)).astype(np.float32)

@@ -44,9 +44,7 @@ class NoiseBank:
         image = self.maps[index]
         if side > min(image.shape):
             image = np.pad(image, [(0, max(0, side - size)) for size in image.shape], mode="reflect")
-        top, left = (
-            int(torch.randint(size - side + 1, (), generator=generator)) for size in image.shape
-        )
+        top, left = (int(torch.randint(size - side + 1, (), generator=generator)) for size in image.shape)
         return torch.from_numpy(image[top : top + side, left : left + side].astype(np.float32))[None]
 
 

@@ -238,5 +238,3 @@ def _flip(image: Tensor, generator: torch.Generator) -> Tensor:
     turns = int(torch.randint(8, (), generator=generator))
     image = torch.rot90(image, turns % 4, (-2, -1))
     return image.flip(-1) if turns >= 4 else image
-
-

@@ -31,9 +31,7 @@ class Transform(ABC):
         """Numbers that hold for a whole volume, from a few planes ``(n, row, col)``; {} if there are none."""
 
     @abstractmethod
-    def apply(
-        self, image: Float[Tensor, "batch 1 row col"], params: Params
-    ) -> Float[Tensor, "batch channel row col"]:
+    def apply(self, image: Float[Tensor, "batch 1 row col"], params: Params) -> Float[Tensor, "batch channel row col"]:
         """What the model sees, from native units. In training a parameter may be a tensor ``(batch, 1, 1, 1)``."""
 
     @abstractmethod
@@ -43,7 +41,9 @@ class Transform(ABC):
         """The model's output in native units; `image` is what `apply` received."""
 
 
-def fit_chain(chain: Sequence[Transform], planes: np.ndarray, valid: np.ndarray | None = None) -> list[dict[str, float]]:
+def fit_chain(
+    chain: Sequence[Transform], planes: np.ndarray, valid: np.ndarray | None = None
+) -> list[dict[str, float]]:
     """Fit every transform of a chain on the output of those before it.
 
     Args:

@@ -61,7 +61,7 @@ class RestoreTask(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.net = net
-        self.ema = copy.deepcopy(net).requires_grad_(False).eval()
+        self.ema = copy.deepcopy(net).requires_grad_(False)
         self.preprocess = preprocess or [Identity()]
         self.lr, self.min_lr, self.betas, self.warmup_steps = lr, min_lr, betas, warmup_steps
         self.loss_unit, self.loss_window, self.wide_weight = loss_unit, loss_window, wide_weight
@@ -88,7 +88,7 @@ class RestoreTask(pl.LightningModule):
         """One step; a loss that is not finite stops the run."""
         loss = self.loss(self.restore(self.net, batch), batch.target)
         if not torch.isfinite(loss):
-            raise InputError("training loss is not finite", where=f"step {self.global_step}", found=float(loss))
+            raise InputError("training loss is not finite", where=f"step {self.global_step}", found=loss.item())
         self.log("train/loss", loss, on_step=True, prog_bar=True)
         return loss
 

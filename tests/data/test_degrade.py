@@ -13,9 +13,7 @@ SCANNER = CTScanner(angles=120)
 
 
 @pytest.fixture
-def generator():
-    seed = int(np.random.SeedSequence().generate_state(1)[0])
-    print("seed", seed)
+def generator(seed):
     return torch.Generator().manual_seed(seed)
 
 

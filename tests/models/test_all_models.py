@@ -10,9 +10,7 @@ from safetensors.torch import load, save
 import medseq.models
 
 MODULES = [info.name for info in pkgutil.iter_modules(medseq.models.__path__)]
-CASES = [
-    (module, name) for module in MODULES for name in importlib.import_module(f"medseq.models.{module}").tiny()
-]
+CASES = [(module, name) for module in MODULES for name in importlib.import_module(f"medseq.models.{module}").tiny()]
 
 
 def build(module, name):

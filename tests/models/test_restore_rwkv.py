@@ -18,7 +18,7 @@ TEST_ONLY = ("grad_params", "save_reparam")
 
 def read(name):
     with safe_open(GOLDEN / f"restore_rwkv_{name}.safetensors", "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
         config = json.loads(file.metadata()["config"])
     state = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
     return tensors, state, {key: value for key, value in config.items() if key not in TEST_ONLY}
