@@ -84,7 +84,8 @@ class _Chunks:
 
     def __init__(self, k: Tensor, v: Tensor, chunk: int) -> None:
         self.length, self.chunk = k.shape[1], chunk
-        self.k, self.v = self.cut(k, _EMPTY), self.cut(v)
+        # The finite floor stands for -inf, whose differences would be NaN.
+        self.k, self.v = self.cut(k.clamp(min=_EMPTY), _EMPTY), self.cut(v)
         self.tokens = Sums(self.k, self.v, self.cut(torch.ones_like(v)))
 
     def cut(self, x: Tensor, fill: float = 0.0) -> Tensor:
@@ -94,13 +95,18 @@ class _Chunks:
         """Place of a token in its chunk, (token, 1)."""
         return torch.arange(self.chunk, device=like.device, dtype=like.dtype)[:, None]
 
+    def token(self, like: Tensor) -> Tensor:
+        """Place of a token in the sequence, (1, chunk, token, 1)."""
+        shape = like.shape[1:3]
+        return torch.arange(shape.numel(), device=like.device).view(1, *shape, 1)
+
     def join(self, x: Tensor) -> Tensor:
         return x.flatten(1, 2)[:, : self.length]
 
 
 def forward(
-    w: Float[Tensor, "channel"],
-    u: Float[Tensor, "channel"],
+    w: Float[Tensor, " channel"],
+    u: Float[Tensor, " channel"],
     k: Float[Tensor, "batch length channel"],
     v: Float[Tensor, "batch length channel"],
     convention: str,
@@ -116,8 +122,8 @@ def forward(
 
 def backward(
     gy: Float[Tensor, "batch length channel"],
-    w: Float[Tensor, "channel"],
-    u: Float[Tensor, "channel"],
+    w: Float[Tensor, " channel"],
+    u: Float[Tensor, " channel"],
     k: Float[Tensor, "batch length channel"],
     v: Float[Tensor, "batch length channel"],
     convention: str,
@@ -194,29 +200,59 @@ class _Chunk64:
         )
 
     def backward(self, gy: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of w, u (not yet summed over tokens), k and v."""
-        w, u, k, v, y = self.w, self.u, self.chunks.k, self.chunks.v, self.y
+        """Gradients of w and u (not yet summed over tokens), k and v."""
+        w, k, v, y = self.w, self.chunks.k, self.chunks.v, self.y
         q = gy / self.d
         queries = Sums(-self.m, q * y, q)
         inside, later = _future(queries, w)
         earlier = merged(*_past(queries, w))
-        grown = _running(queries.flipped(), -w, 2)
-        is_first = (self.chunks.position(w) == 0).to(w.dtype)
-        # Each adjoint with its weight as seen from token j, itself last.
+        growing = _running(queries.flipped(), -w, 2)
+        grown = growing.flipped()
+        not_first = (self.chunks.position(w) > 0).to(w.dtype)
+        # The adjoints with their weights as seen from token j, its own query last.
         seen = [
             ((k + later.o - w).exp(), later),
             ((k + inside.o).exp(), inside),
             ((k + earlier.o - w).exp(), earlier),
-            ((1 - is_first) * self.factor * (k + grown.flipped().o + self.shift).exp(), grown.flipped()),
+            (not_first * self.factor * (k + grown.o + self.shift).exp(), grown),
             (self.self_weight, queries),
         ]
         gv = sum(p * x.d for p, x in seen)
         gk = v * gv - sum(p * x.n for p, x in seen)
         gu = self.self_weight * q * (v - y)
-        slope = (self.grown.o + w - self.m).exp()
         gw = -_paired(self.after, earlier, 2 * w) - _paired(self.inside, inside, w)
         gw = gw - _paired(self.before, merged(later, inside), 2 * w) - _paired(self.inside, later, 2 * w)
-        gw = gw + self.factor * _paired(self.grown, _delayed(grown, 2).flipped(), -w - self.shift)
+        gw = gw + self.factor * _paired(self.grown, _delayed(growing, 2).flipped(), -w - self.shift)
+        # The factors e^-w of the far sums and 1 - e^w of the grown one depend on w themselves.
+        slope = (self.grown.o + w - self.m).exp()
         for p, x in ((self.weights["before"], self.before), (self.weights["after"], self.after), (slope, self.grown)):
             gw = gw - q * p * (x.n - y * x.d)
+        return self._add_gradient_of_m(-EPSILON * q * y, gw, gu, gk, gv)
+
+    def _add_gradient_of_m(self, gm: Tensor, gw: Tensor, gu: Tensor, gk: Tensor, gv: Tensor) -> tuple[Tensor, ...]:
+        """The scale m of EPSILON has a gradient, which belongs to the token with that exponent."""
+        winner = self._exponents().argmax(0, keepdim=True)
+        places = self._places()
+        place = places.gather(0, winner)[0]
+        behind = (self.chunks.token(gk) - place).to(gm.dtype)
+        slopes = torch.stack([-behind, 1 - behind, 0 * behind, behind, behind, behind + (self.w > 0)])
+        gw = gw + gm * slopes.gather(0, winner)[0]
+        gu = gu + gm * (winner[0] == 2)
+        gk = gk.flatten(1, 2).scatter_add(1, place.flatten(1, 2), gm.flatten(1, 2)).view_as(gk)
         return gw, gu, gk, gv
+
+    def _places(self) -> Tensor:
+        """Which token has each of `_exponents`; a place of an empty sum is arbitrary, because it never wins."""
+        k, w = self.chunks.k, self.w
+        token = self.chunks.token(k)
+        start, position = token[:, :, :1], self.chunks.position(w)
+        order = token[0, :, :, 0].flatten()[:, None].to(w.dtype)
+        # The largest k_j - w (t - j) is the largest k_j + w j, whatever t is.
+        rising = (k.flatten(1, 2) + w * order).cummax(1).indices.view_as(k)
+        falling = (k.flatten(1, 2) - w * order).flip(1).cummax(1).indices
+        falling = (order.shape[0] - 1 - falling.flip(1)).roll(-1, 1).view_as(k)
+        inside = start + (k + w * position).cummax(2).indices.roll(1, 2)
+        grown = start + 1 + (k[:, :, 1:] - w * position[1:]).cummax(2).indices
+        grown = torch.cat([start.expand_as(k[:, :, :1]), grown], 2)
+        before = rising[:, :, -1:].roll(1, 1).expand_as(k)
+        return torch.stack([before, inside, token.expand_as(k), falling, start.expand_as(k), grown])

@@ -13,8 +13,8 @@ _PARALLEL_FROM = 1 << 15
 
 
 def forward(
-    w: Float[Tensor, "channel"],
-    u: Float[Tensor, "channel"],
+    w: Float[Tensor, " channel"],
+    u: Float[Tensor, " channel"],
     k: Float[Tensor, "batch length channel"],
     v: Float[Tensor, "batch length channel"],
     convention: str,
@@ -28,8 +28,8 @@ def forward(
 
 def backward(
     gy: Float[Tensor, "batch length channel"],
-    w: Float[Tensor, "channel"],
-    u: Float[Tensor, "channel"],
+    w: Float[Tensor, " channel"],
+    u: Float[Tensor, " channel"],
     k: Float[Tensor, "batch length channel"],
     v: Float[Tensor, "batch length channel"],
     convention: str,

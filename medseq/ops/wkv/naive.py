@@ -23,8 +23,8 @@ def chunk_length(length: int) -> int:
 
 
 def bi_wkv(
-    w: Float[Tensor, "channel"],
-    u: Float[Tensor, "channel"],
+    w: Float[Tensor, " channel"],
+    u: Float[Tensor, " channel"],
     k: Float[Tensor, "batch length channel"],
     v: Float[Tensor, "batch length channel"],
     convention: str = "exact",
@@ -56,7 +56,7 @@ def backward(gy: Tensor, w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention:
 
 
 def exact_weights(
-    w: Float[Tensor, "channel"], u: Float[Tensor, "channel"], k: Float[Tensor, "batch length channel"]
+    w: Float[Tensor, " channel"], u: Float[Tensor, " channel"], k: Float[Tensor, "batch length channel"]
 ) -> Float[Tensor, "batch length length channel"]:
     """Weight of token j (axis 2) in the mean of token t (axis 1), scaled so that the largest of a token is 1.
 
@@ -69,7 +69,7 @@ def exact_weights(
 
 
 def chunk64_weights(
-    w: Float[Tensor, "channel"], u: Float[Tensor, "channel"], k: Float[Tensor, "batch length channel"]
+    w: Float[Tensor, " channel"], u: Float[Tensor, " channel"], k: Float[Tensor, "batch length channel"]
 ) -> Float[Tensor, "batch length length channel"]:
     """The weights of the original kernel, which cuts the sequence into chunks; s is the start of token t's chunk.
 
