@@ -6,7 +6,7 @@ Low-dose CT is simulated by noise insertion in the projection domain (parallel b
 
 Filtered back-projection is linear, so this equals image + FBP(noisy sinogram) - FBP(clean sinogram): the projector
 itself leaves no trace that a network could learn to undo, and dose 1 returns the image bit for bit. With the photons
-per ray I0, the line integral p and the dose fraction d, the variance that a scan at dose d has beyond the scan at hand is
+per ray I0, the line integral p and the dose fraction d, the variance that dose d adds to the present scan is
 
     (1/d - 1) exp(p) / I0  +  (1/d^2 - 1) sd_e^2 exp(2p) / I0^2        (photon and electronic noise)
 
