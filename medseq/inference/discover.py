@@ -153,12 +153,13 @@ def _nifti(root: Path, path: Path) -> Iterator[Found]:
 
 
 def _dicom(root: Path, candidates: list[Path]) -> Iterator[Found]:
+    from medseq.io.dicom import group_dicom
+
     try:
-        from medseq.io.dicom import group_dicom
-    except ImportError:
-        yield from _without_pydicom(root, candidates)
+        stacks, skipped, broken = group_dicom(candidates)
+    except BackendError as error:
+        yield from _without_pydicom(root, candidates, error)
         return
-    stacks, skipped, broken = group_dicom(candidates)
     for skip in skipped:
         yield _refused(root, skip.path, "skipped", skip.reason_code, skip.reason)
     for bad in broken:
@@ -173,8 +174,7 @@ def _stack_id(stack: "DicomStack") -> str:
     return _item_id("dicom", sorted(stack.sop_uids))
 
 
-def _without_pydicom(root: Path, candidates: list[Path]) -> Iterator[Found]:
-    error = BackendError("DICOM needs pydicom", remedy="pip install 'medseq[dicom]'")
+def _without_pydicom(root: Path, candidates: list[Path], error: BackendError) -> Iterator[Found]:
     for path in candidates:
         try:
             with path.open("rb") as stream:

@@ -205,8 +205,12 @@ class Ledger:
             _event(cursor, item_id, "failed", worker)
 
     def requeue(self, *, states: Sequence[State] = (), codes: Sequence[str] = (), ids: Sequence[str] = ()) -> int:
-        """Queue items again: by state, narrowed by reason codes, or by id. Returns how many."""
+        """Queue items again: by state, narrowed by reason codes, or by id. Returns how many.
+
+        Items that discovery refused are left alone: without other files there is nothing to attempt.
+        """
         where, values = (f"id IN ({_marks(ids)})", list(ids)) if ids else (f"state IN ({_marks(states)})", list(states))
+        where += " AND attempts > 0"
         if codes:
             where, values = f"{where} AND reason_code IN ({_marks(codes)})", [*values, *codes]
         with self._transaction() as cursor:
@@ -266,9 +270,18 @@ class Ledger:
     # --- the connection
 
     @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Make everything inside one transaction: all of it is recorded, or nothing."""
+        with self._transaction():
+            yield
+
+    @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Cursor]:
         try:
             with closing(self._connection.cursor()) as cursor:
+                if self._connection.in_transaction:
+                    yield cursor
+                    return
                 cursor.execute("BEGIN IMMEDIATE")
                 try:
                     yield cursor

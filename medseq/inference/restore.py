@@ -15,8 +15,9 @@ import torch
 from medseq.data.transforms import apply_chain, fit_chain, invert_chain
 from medseq.errors import BackendError, BundleError, FormatError, InputError
 from medseq.inference.bundle import Bundle
-from medseq.inference.fidelity import METRICS, Fidelity, check_flags
-from medseq.inference.predictor import Estimate, Flag, Output, Prediction, Sink, Stopped
+from medseq.inference.fidelity import Fidelity, check_flags
+from medseq.inference.predictor import Estimate, Flag, Output, Prediction, Role, Sink, Stopped
+from medseq.inference.restore_params import RestoreParams
 from medseq.inference.tiling import apply_tiled, exceeds
 from medseq.io.source import source_warnings
 from medseq.io.volume import VolumeHeader, VolumeReader
@@ -60,44 +61,23 @@ class RestorePredictor:
         strength: float = 1.0,
         difference: bool = False,
     ) -> None:
-        config, defaults = bundle.config, bundle.config.inference
-        _require_supported(bundle)
-        tile = defaults.tile if tile is None else tile
-        self._tile = (tile, tile) if isinstance(tile, int) else tile
-        self._overlap = defaults.overlap if overlap is None else float(overlap)
-        self._batch = defaults.batch if batch is None else int(batch)
-        self._strength, self._difference = float(strength), bool(difference)
-        for name, value, low, high in (
-            ("strength", self._strength, 0.0, 1.0),
-            ("overlap", self._overlap, 0.0, 0.9),
-            ("batch", self._batch, 1, 4096),
-            ("tile", min(self._tile or (8,)), 8, 1 << 20),
-        ):
-            if not low <= value <= high:
-                raise InputError(f"{name} is out of range", found=value, wanted=f"{low} to {high}")
-        self._config, self._device = config, torch.device(device)
+        self._params = RestoreParams.resolve(
+            bundle.config, tile=tile, overlap=overlap, batch=batch, strength=strength, difference=difference
+        )
+        self._config, self._device = bundle.config, _device(device)
         self._model = bundle.build_model(self._device)
         self._chain = bundle.transforms()
         self._seconds_per_pixel = 0.0
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """Effective values of everything that may change a result."""
-        return {
-            "tile": None if self._tile is None else list(self._tile),
-            "overlap": self._overlap,
-            "batch": self._batch,
-            "strength": self._strength,
-            "difference": self._difference,
-        }
 
     def estimate(self, header: VolumeHeader) -> Estimate:
         """Peak bytes above the loaded model (an upper guess), and seconds at the pace of the items so far."""
         rows, cols = header.plane_shape
         plane = rows * cols
-        tiled = exceeds((rows, cols), self._tile)
-        inside = self._batch * (self._tile[0] * self._tile[1] if tiled and self._tile else plane)
-        planes = 1 if tiled else self._batch
+        tiled = exceeds((rows, cols), self._params.tile)
+        inside = self._params.batch * (
+            self._params.tile[0] * self._params.tile[1] if tiled and self._params.tile else plane
+        )
+        planes = 1 if tiled else self._params.batch
         peak = max(_BYTES_PER_PIXEL * inside + 4 * 16 * planes * plane, 4 * min(_FIT_PIXELS, _FIT_PLANES * plane))
         return Estimate(peak, self._seconds_per_pixel * plane * header.planes)
 
@@ -117,15 +97,16 @@ class RestorePredictor:
         fidelity = Fidelity(self._config.valid_range)
         with ExitStack() as undo:
             writers: list[Any] = []
-            for role in ("result", "difference") if self._difference else ("result",):
+            roles: tuple[Role, ...] = ("result", "difference") if self._params.difference else ("result",)
+            for role in roles:
                 writers.append(sink.volume(role))
                 undo.callback(writers[-1].abort)
                 writers[-1].begin(header)
             for lo, before, after in self._restored(reader, params, fidelity, should_stop):
                 writers[0].write(lo, after)
-                if self._difference:
+                if self._params.difference:
                     writers[1].write(lo, after - before)
-            outputs = [_output(role, writer.commit()) for role, writer in zip(("result", "difference"), writers)]
+            outputs = [_output(role, writer.commit()) for role, writer in zip(roles, writers, strict=True)]
             undo.pop_all()
         metrics = fidelity.metrics(clipped=int(getattr(writers[0], "clipped", 0)))
         metrics["seconds"] = time.perf_counter() - started
@@ -140,11 +121,13 @@ class RestorePredictor:
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """First plane number, input and result of one micro-batch after another."""
         planes = reader.header.planes
-        step = 1 if exceeds(reader.header.plane_shape, self._tile) else self._batch
+        step = 1 if exceeds(reader.header.plane_shape, self._params.tile) else self._params.batch
         for lo in range(0, planes, step):
             hi = min(lo + step, planes)
             before, valid = _read(reader, lo, hi)
-            filled = before if valid is None else np.stack([fill_padding(*pair) for pair in zip(before, valid)])
+            filled = before
+            if valid is not None:
+                filled = np.stack([fill_padding(*pair) for pair in zip(before, valid, strict=True)])
             after = self._run_model(filled, params, should_stop)
             for number in range(hi - lo):
                 fidelity.update(filled[number], after[number], None if valid is None else valid[number])
@@ -159,22 +142,21 @@ class RestorePredictor:
                 raise Stopped
             return self._model(batch)
 
-        image = torch.from_numpy(planes)[:, None].to(self._device)
+        # A reader may hand out a view of a read-only map, which torch cannot wrap.
+        image = torch.from_numpy(np.require(planes, np.float32, ["C", "W"]))[:, None].to(self._device)
         stages = apply_chain(self._chain, image, params)
         if stages[-1].shape[1] != self._config.input.channels:
             raise BundleError(
                 "preprocess and input.channels disagree", found=stages[-1].shape[1], wanted=self._config.input.channels
             )
-        blend = self._config.inference.blend
-        output = apply_tiled(
-            forward, stages[-1], tile=self._tile, overlap=self._overlap, blend=blend, batch=self._batch
-        )
+        tiling = {"tile": self._params.tile, "overlap": self._params.overlap, "batch": self._params.batch}
+        output = apply_tiled(forward, stages[-1], blend=self._params.blend, **tiling)
         restored = invert_chain(self._chain, output, stages, params)
         if restored.shape != image.shape:
             raise BundleError(
                 "the model's output does not fit its input", found=tuple(restored.shape), wanted=tuple(image.shape)
             )
-        result = torch.lerp(image, restored, self._strength) if self._strength < 1 else restored
+        result = torch.lerp(image, restored, self._params.strength) if self._params.strength < 1 else restored
         bad = int(result.numel() - result.isfinite().sum())
         if bad:
             raise BackendError("the model returned values that are not finite", found=f"{bad} of {result.numel()}")
@@ -184,10 +166,11 @@ class RestorePredictor:
         """Volume-level numbers of the transforms, from up to 16 evenly spaced planes."""
         rows, cols = reader.header.plane_shape
         count = min(_FIT_PLANES, reader.header.planes, max(1, _FIT_PIXELS // (rows * cols)))
-        chosen = (
-            np.linspace(0, reader.header.planes - 1, count + 2)[1:-1] if count < reader.header.planes else range(count)
-        )
-        pairs = [_read(reader, int(round(lo)), int(round(lo)) + 1) for lo in chosen]
+        # The two ends are left out: they often show air.
+        chosen = np.unique(np.linspace(0, reader.header.planes - 1, count + 2)[1:-1].round().astype(int))
+        if count == reader.header.planes:
+            chosen = np.arange(count)
+        pairs = [_read(reader, int(plane), int(plane) + 1) for plane in chosen]
         planes = np.concatenate([planes for planes, _ in pairs])
         masks = [np.ones_like(piece, dtype=bool) if valid is None else valid for piece, valid in pairs]
         valid = None if all(valid is None for _, valid in pairs) else np.concatenate(masks)
@@ -269,21 +252,15 @@ def _count_bad(planes: np.ndarray, valid: np.ndarray | None) -> int:
     return int(np.count_nonzero(bad if valid is None else bad & valid))
 
 
-def _output(role: Any, paths: Sequence[Any]) -> Output:
+def _output(role: Role, paths: Sequence[Any]) -> Output:
     return Output(role, "dicom" if str(paths[0]).endswith(".dcm") else "nifti", tuple(paths))
 
 
-def _require_supported(bundle: Bundle) -> None:
-    config = bundle.config
-    for key, found, wanted in (
-        ("task", config.task, "restore"),
-        ("input.kind", config.input.kind, "volume"),
-        ("input.context_slices", config.input.context_slices, 0),
-        ("output.kind", config.output.kind, "volume"),
-        ("output.units", config.output.units or config.input.units, config.input.units),
-    ):
-        if found != wanted:
-            raise BundleError(f"{key} is not for restoration", where=config.name, found=found, wanted=wanted)
-    unknown = [check.name for check in config.checks if check.name not in METRICS]
-    if unknown:
-        raise BundleError("unknown fidelity check", where=config.name, found=unknown[0], wanted=", ".join(METRICS))
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError("no such device", found=str(name), wanted="cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BackendError("no CUDA device", found=str(name), wanted="cpu", remedy="medseq doctor says why")
+    return device

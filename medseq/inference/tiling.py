@@ -1,7 +1,6 @@
 """Planes larger than the model's tile: overlapping tiles, blended so that no seam is left (MONAI's sliding window)."""
 
 from collections.abc import Callable
-from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -22,7 +21,7 @@ def apply_tiled(
     *,
     tile: tuple[int, int] | None,
     overlap: float,
-    blend: Literal["gaussian", "constant"] = "gaussian",
+    blend: str = "gaussian",
     batch: int = 1,
 ) -> Float[Tensor, "batch out row col"]:
     """Run `model` on whole planes if they fit into one tile, else tile by tile.

@@ -1,0 +1,243 @@
+"""``report.html`` from ``report.json`` alone: one self-contained page without scripts. No torch.
+
+Order of a reader's questions: what went wrong, what came out and how far to trust it, what was left out, and how it
+was computed.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from medseq.errors import FormatError
+
+__all__ = ["render_report", "report_from_json"]
+
+# A page of more cards no longer opens quickly; report.json always has all.
+_MOST_CARDS = 500
+_STATES = (
+    ("failed", "failed"),
+    ("done", "done"),
+    ("queued", "not finished"),
+    ("skipped", "skipped (not an input)"),
+)
+
+
+def report_from_json(path: str | Path) -> str:
+    """The HTML page of a ``report.json`` file.
+
+    Raises:
+        FormatError: Not a report, or of another schema.
+    """
+    try:
+        report = json.loads(Path(path).read_text("utf-8"))
+    except ValueError:
+        raise FormatError("report.json is not readable", wanted="JSON in UTF-8") from None
+    return render_report(report)
+
+
+def render_report(report: Mapping[str, Any]) -> str:
+    """The HTML page of a report (see `medseq.inference.report_json.build_report`).
+
+    Raises:
+        FormatError: Another schema.
+    """
+    if report.get("schema") != 1:
+        raise FormatError("the report has another schema", found=report.get("schema"), wanted=1)
+    run, items = report["run"], report["items"]
+    by_state = {state: [item for item in items if item["state"] == state] for state in ("failed", "done", "skipped")}
+    style = Path(__file__).with_name("report.css").read_text("utf-8")
+    parts = [
+        _header(report),
+        _section("Failed", by_state["failed"], _failed_card, "Nothing failed."),
+        f"<h2>Results <span class='n'>{len(by_state['done'])}</span></h2>",
+        f"<p class='quiet'>Difference pictures: {escape(run['difference_window'])}.{_picture_note(report)}</p><br>",
+        _cards(by_state["done"], _done_card, "No item was finished."),
+        _skipped(by_state["skipped"]),
+        _computed(report),
+    ]
+    title = f"{run['bundle']['name']} {run['bundle']['version']}"
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        "<meta http-equiv='Content-Security-Policy' "
+        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+        f"<title>{escape(title)}: report</title><style>{style}</style></head><body>"
+        f"<div class='notice' role='note'>{escape(report['notice'])}</div><main>{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def _header(report: Mapping[str, Any]) -> str:
+    run, counts = report["run"], dict(report["counts"])
+    counts["queued"] = counts.get("queued", 0) + counts.get("running", 0)
+    tiles = [
+        f"<li class='{state}'><b>{counts.get(state, 0)}</b>{words}</li>"
+        for state, words in _STATES
+        if counts.get(state, 0) or state in ("failed", "done")
+    ]
+    bundle = run["bundle"]
+    what = " · ".join(
+        filter(None, [", ".join(bundle.get("modality", [])), bundle.get("task"), bundle.get("intended_use")])
+    )
+    stopped = ""
+    if run.get("interrupted"):
+        stopped = "<p><span class='pill'>interrupted</span> Run the same command again to finish the rest.</p>"
+    return (
+        f"<header><h1>{escape(bundle['name'])} {escape(bundle['version'])}</h1><p class='quiet'>{escape(what)}</p>"
+        f"<p class='quiet'>Started {escape(run['created_utc'])}, report of {escape(run['finished_utc'])}.</p>{stopped}"
+        f"<ul class='tiles'>{''.join(tiles)}</ul></header>"
+    )
+
+
+def _picture_note(report: Mapping[str, Any]) -> str:
+    shown, done = report["run"]["items_with_pictures"], report["counts"].get("done", 0)
+    return "" if shown == done else f" Pictures of {shown} of {done} items fit into this page, those with flags first."
+
+
+def _section(title: str, items: list[Any], card: Any, empty: str) -> str:
+    return f"<h2>{title} <span class='n'>{len(items)}</span></h2>{_cards(items, card, empty)}"
+
+
+def _cards(items: list[Any], card: Any, empty: str) -> str:
+    if not items:
+        return f"<p class='quiet'>{empty}</p>"
+    more = len(items) - _MOST_CARDS
+    rest = f"<p class='quiet'>{more} more are listed in report.json.</p>" if more > 0 else ""
+    return "".join(card(item) for item in items[:_MOST_CARDS]) + rest
+
+
+def _failed_card(item: Mapping[str, Any]) -> str:
+    files = f"{item['input_files']} file{'s' if item['input_files'] != 1 else ''}"
+    return (
+        f"<article class='failed'><h3><span class='mono'>{escape(item['id'])}</span>"
+        f"<span class='pill'>{escape(item['reason_code'] or 'error')}</span>"
+        f"<small>{escape(item['kind'])} · {escape(_source(item))} · {files}</small></h3>"
+        f"<p class='reason'>{escape(item['reason'] or '')}</p></article>"
+    )
+
+
+def _done_card(item: Mapping[str, Any]) -> str:
+    view = item.get("preview")
+    facts = [escape(item["kind"]), escape(_source(item))]
+    if view:
+        facts.append(" × ".join(str(side) for side in view["shape"]))
+    if item["seconds"] is not None:
+        facts.append(f"{item['seconds']:.1f} s")
+    flags = "".join(
+        f"<li class='{escape(flag['level'])}'><b>{escape(flag['code'])}</b>: {escape(flag['message'])}</li>"
+        for flag in item["flags"]
+    )
+    gone = f"<p class='reason quiet'>{escape(item['reason'])}</p>" if item["reason"] else ""
+    return (
+        f"<article><h3><span class='mono'>{escape(item['id'])}</span><small>{' · '.join(facts)}</small></h3>{gone}"
+        f"{f'<ul class=flags>{flags}</ul>' if flags else ''}"
+        f"{_pictures(view)}{_numbers(item, view)}{_files(item)}</article>"
+    )
+
+
+def _source(item: Mapping[str, Any]) -> str:
+    return item.get("source") or item["label"]
+
+
+def _pictures(view: Mapping[str, Any] | None) -> str:
+    if not view:
+        return ""
+    window, half = view["window"], view["difference_half_width"]
+    units = "" if window["units"] == "1" else f" {window['units']}"
+    span = f"{window['name']}, {window['low']:.4g} to {window['high']:.4g}{units}"
+    captions = {
+        "before": f"<b>Before</b> · {escape(span)}",
+        "after": "<b>After</b> · the same window",
+        "difference": f"<b>After - before</b> · ±{half:.4g}{escape(units)}",
+    }
+    ratio = f"aspect-ratio:{view['width_over_height']:.4f};object-fit:fill"
+    if view["width_over_height"] < 0.86:
+        # Tall planes are bounded by the page's height, not by the column.
+        ratio = f"aspect-ratio:{view['width_over_height']:.4f};object-fit:fill;width:auto;height:420px;max-width:100%"
+    figures = "".join(
+        f"<figure><img style='{ratio}' alt='{name}, plane {view['plane'] + 1} of {view['planes']}' "
+        f"src='data:image/png;base64,{escape(view['pictures'][name])}'><figcaption>{caption}</figcaption></figure>"
+        for name, caption in captions.items()
+    )
+    return f"<div class='pictures'>{figures}</div>"
+
+
+def _numbers(item: Mapping[str, Any], view: Mapping[str, Any] | None) -> str:
+    metrics, units = item["metrics"], ""
+    if view and view["window"]["units"] != "1":
+        units = f" {view['window']['units']}"
+    if not metrics:
+        return ""
+    pairs = [
+        (
+            "Noise sd, before → after",
+            f"{_number(metrics, 'noise_sd_before')} → {_number(metrics, 'noise_sd_after')}{units}",
+        ),
+        ("Mean shift", f"{_number(metrics, 'mean_shift')}{units}"),
+        ("Change, sd", f"{_number(metrics, 'residual_sd')}{units}"),
+        ("Largest change", f"{_number(metrics, 'max_change')}{units}"),
+        ("Correlation with edges", _number(metrics, "edge_correlation")),
+        ("Slice shown", f"{view['plane'] + 1} of {view['planes']}" if view else "none"),
+    ]
+    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)
+    return f"<dl class='numbers'>{rows}</dl>"
+
+
+def _number(metrics: Mapping[str, float], name: str) -> str:
+    return f"{metrics[name]:.3g}" if name in metrics else "unknown"
+
+
+def _files(item: Mapping[str, Any]) -> str:
+    rows = []
+    for output in item["outputs"]:
+        where = escape(output["relpath"] or "named like its source")
+        cells = f"<td>{escape(output['role'])}</td><td class='mono'>{where}</td><td class='n'>{output['files']}</td>"
+        rows.append(f"<tr>{cells}<td class='mono'>{escape(output['sha256'][:16])}</td></tr>")
+    if not rows:
+        return ""
+    head = "<thead><tr><th>Role</th><th>Where</th><th>Files</th><th>sha256</th></tr></thead>"
+    return f"<details><summary>Files</summary><table>{head}<tbody>{''.join(rows)}</tbody></table></details>"
+
+
+def _skipped(items: list[Any]) -> str:
+    if not items:
+        return ""
+    reasons = Counter((item["reason_code"] or "other", item["reason"] or "") for item in items)
+    rows = "".join(
+        f"<tr><td>{escape(code)}</td><td>{escape(reason)}</td><td class='n'>{count}</td></tr>"
+        for (code, reason), count in reasons.most_common(100)
+    )
+    head = "<thead><tr><th>Why</th><th></th><th>Files</th></tr></thead>"
+    return f"<h2>Skipped <span class='n'>{len(items)}</span></h2><table>{head}<tbody>{rows}</tbody></table>"
+
+
+def _computed(report: Mapping[str, Any]) -> str:
+    run, env = report["run"], report["environment"]
+    params = ", ".join(f"{key} {_plain(value)}" for key, value in run["params"].items())
+    libraries = ", ".join(f"{name} {version}" for name, version in env.get("libraries", {}).items())
+    operators = "; ".join(
+        f"{entry.get('operator')} on {entry.get('device')}: {entry.get('implementation')}"
+        for entry in report["doctor"].get("operators", [])
+    )
+    pairs: Iterable[tuple[str, Any]] = (
+        ("Bundle hash", run["bundle"]["hash"]),
+        ("Parameters", params),
+        ("Parameter hash", run["params_hash"]),
+        ("medseq", run["version"]),
+        ("Device", f"{env.get('device')}, {env.get('cores')} cores, {env.get('system')}"),
+        ("Python", env.get("python")),
+        ("Libraries", libraries),
+        ("Operators", operators or "none registered"),
+    )
+    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in pairs)
+    return f"<h2>How it was computed</h2><article><dl>{rows}</dl></article>"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return " × ".join(str(entry) for entry in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)

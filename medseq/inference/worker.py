@@ -1,0 +1,182 @@
+"""One item from its files to results in the staging folder. Knows no ledger; a process of a pool would run just this.
+
+`ItemTask` and `ItemResult` are plain values that cross a process border; the predictor stays in the worker.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from medseq.errors import MedseqError, RetryableError
+from medseq.inference.discover import open_input
+from medseq.inference.ledger_schema import OutputRow
+from medseq.inference.outputs import WORK, Identity, ItemSink, Layout, TappedReader, rows_of
+from medseq.inference.predictor import Flag, Predictor
+from medseq.inference.preview import preview
+from medseq.io.atomic import fsync
+from medseq.io.volume import Modality, Units, VolumeHeader
+
+__all__ = ["RETRY_CODES", "ItemResult", "ItemTask", "describe_failure", "input_sha256", "run_item"]
+
+# Failures whose cause lies outside the input: a later run tries these items again by itself.
+RETRY_CODES = ("retry", "disk-full", "memory", "io")
+
+
+@dataclass(frozen=True)
+class ItemTask:
+    """Everything a worker needs besides the predictor.
+
+    Attributes:
+        item_id: The item.
+        kind: ``dicom`` or ``nifti``.
+        files: Paths below `root`.
+        root: Input root.
+        out: Output folder.
+        names: See `Layout`.
+        identity: See `Identity`.
+        modality: What the caller says the input is, or None.
+        units: The bundle's input units, for an input whose modality the caller gave.
+    """
+
+    item_id: str
+    kind: str
+    files: tuple[str, ...]
+    root: Path
+    out: Path
+    names: Literal["id", "source"]
+    identity: Identity
+    modality: Modality | None
+    units: Units
+
+    @property
+    def stage(self) -> Path:
+        """The item's staging folder."""
+        return self.out / WORK / self.item_id
+
+    @property
+    def layout(self) -> Layout:
+        """Final paths."""
+        return Layout(self.item_id, self.names, self.kind, self.files[0])
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """What the ledger records of a finished item; its files lie in the staging folder."""
+
+    outputs: tuple[OutputRow, ...]
+    metrics: dict[str, float]
+    flags: tuple[Flag, ...]
+    seconds: float
+    peak_mb: float
+    input_sha256: str
+
+
+def run_item(task: ItemTask, predictor: Predictor, should_stop: Callable[[], bool]) -> ItemResult:
+    """Compute one item into its staging folder.
+
+    Raises:
+        MedseqError: The item cannot be processed.
+        Stopped: `should_stop` returned True.
+    """
+    started = time.perf_counter()
+    stamps = _stamps(task)
+    digest = input_sha256(task.root, task.files)
+    reader = open_input(task.root, task.item_id, task.kind, task.files, modality=task.modality, units=task.units)
+    header, flags = _declared(reader.header, task)
+    plane = header.shape[0] // 2
+    tapped = TappedReader(reader, plane, header)
+    sink = ItemSink(task.stage, task.layout, task.identity, plane)
+    prediction = predictor.predict(tapped, sink, should_stop=should_stop)
+    roles: dict[Path, str] = {path: output.role for output in prediction.outputs for path in output.paths}
+    if tapped.kept is not None and sink.plane is not None:
+        path = task.stage / task.layout.preview
+        _write_json(path, preview(tapped.kept, sink.plane, tapped.kept_valid, header, plane))
+        roles[path] = "preview"
+    if _stamps(task) != stamps:
+        raise RetryableError("the input changed while it was read", remedy="run again when nothing writes to it")
+    return ItemResult(
+        rows_of(task.stage, roles),
+        prediction.metrics,
+        (*flags, *prediction.flags),
+        time.perf_counter() - started,
+        _peak_mb(),
+        digest,
+    )
+
+
+def input_sha256(root: Path, relpaths: Sequence[str]) -> str:
+    """sha256 over the contents of files, in the order given."""
+    digest = hashlib.sha256()
+    for relpath in relpaths:
+        with (root / relpath).open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def describe_failure(error: Exception) -> tuple[str, str]:
+    """Reason code and reason of a failed item, without paths or identifiers.
+
+    The text of an error that is not ours may hold a path, so only its type and our own line are told.
+    """
+    if isinstance(error, OSError):
+        name = errno.errorcode.get(error.errno or 0, type(error).__name__)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "disk-full", f"no space left for the result (found {name}); free space and run again"
+        if isinstance(error, PermissionError):
+            return "unreadable", f"a file cannot be read or written (found {name}); check its permissions"
+        if isinstance(error, FileNotFoundError):
+            return "io", f"a file of the input is no longer there (found {name}); run again"
+        return "io", f"reading or writing failed (found {name}); run again"
+    if isinstance(error, MedseqError):
+        full = isinstance(error, RetryableError) and error.found in ("ENOSPC", "EDQUOT")
+        return ("disk-full" if full else error.code), str(error)
+    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if is_memory or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
+        return "memory", "not enough memory; use a smaller --tile or --batch, or a larger machine"
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "medseq" in Path(frame.filename).parts]
+    place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "unknown place"
+    return "bug", f"unexpected {type(error).__name__} in {place}; please report it"
+
+
+def _stamps(task: ItemTask) -> list[tuple[int, int]]:
+    states = [(task.root / relpath).stat() for relpath in task.files]
+    return [(state.st_size, state.st_mtime_ns) for state in states]
+
+
+def _declared(header: VolumeHeader, task: ItemTask) -> tuple[VolumeHeader, list[Flag]]:
+    """Take the caller's word for the modality, and say so in the result."""
+    if task.modality is None or header.modality == task.modality:
+        return header, []
+    text = f"the file says {header.modality} [{header.units}], the caller {task.modality} [{task.units}]"
+    return replace(header, modality=task.modality, units=task.units), [Flag("modality-declared", text, "info")]
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as stream:
+        json.dump(content, stream, separators=(",", ":"))
+        stream.flush()
+        os.fsync(stream.fileno())
+    fsync(path.parent)
+
+
+def _peak_mb() -> float:
+    """Largest resident memory of this process so far, MB."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 1e6
+    import resource
+
+    # Kilobytes on Linux, bytes on macOS.
+    unit = 1.0 if sys.platform == "darwin" else 1024.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
