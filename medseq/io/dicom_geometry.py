@@ -2,8 +2,9 @@
 
 DICOM speaks LPS; medseq speaks RAS. `LPS_TO_RAS` is applied here, once, and nowhere else.
 
-The tolerance is one number: slices count as evenly spaced, and a tilt as constant, when every slice lies within 5 %
-of a voxel of its place on the regular grid. Exact positions are kept in `VolumeHeader.slice_affines` either way.
+Slices count as evenly spaced, and a tilt as constant, when every slice lies within `grid_tolerance` of its place on
+the regular grid: 5 % of a voxel, or 0.1 mm where that is less than a fifth of one, because many scanners round
+positions to a tenth of a millimetre. Exact positions are kept in `VolumeHeader.slice_affines` either way.
 """
 
 from collections.abc import Sequence
@@ -13,13 +14,10 @@ import numpy as np
 
 from medseq.io.dicom_types import Frame
 
-__all__ = ["GRID_TOLERANCE", "LPS_TO_RAS", "SAME_POSITION_MM", "Layout", "frame_affine", "layout", "slice_normal"]
+__all__ = ["LPS_TO_RAS", "SAME_POSITION_MM", "Layout", "frame_affine", "grid_tolerance", "layout", "slice_normal"]
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-GRID_TOLERANCE = 0.05
 SAME_POSITION_MM = 1e-3
-# Below this ratio of sideways to forward movement (0.06 degrees) a shear is the rounding of decimal strings.
-_SHEAR_RATIO = 1e-3
 _MULTIPLE_TOLERANCE = 0.1
 
 
@@ -51,6 +49,11 @@ class Layout:
     def regular(self) -> bool:
         """One affine describes all slices."""
         return self.affine is not None
+
+
+def grid_tolerance(voxel_mm: float) -> float:
+    """How far from the regular grid, in mm, a slice may lie along an axis with voxels of this size."""
+    return min(max(0.05 * voxel_mm, 0.1), 0.2 * voxel_mm)
 
 
 def slice_normal(orientation: Sequence[float]) -> np.ndarray:
@@ -105,7 +108,9 @@ def layout(frames: Sequence[Frame]) -> Layout:
     forward = float(mean_step @ normal)
     if _on_grid(positions, mean_step, normal, frames[0].spacing):
         sideways = float(np.linalg.norm(mean_step - forward * normal))
-        tilt = float(np.degrees(np.arctan2(sideways, forward))) if sideways > _SHEAR_RATIO * forward else 0.0
+        # What stays within the tolerance over the whole stack is the rounding of positions, not a tilt.
+        sheared = sideways * (len(positions) - 1) > grid_tolerance(min(frames[0].spacing))
+        tilt = float(np.degrees(np.arctan2(sideways, forward))) if sheared else 0.0
         return replace(found, affine=_affine(slice_affines[0], mean_step), step_mm=forward, tilt_degrees=tilt)
     gaps = _gaps(steps, [frames[i].thickness for i in order])
     return replace(found, gaps=gaps, step_mm=float(steps.min())) if gaps else found
@@ -126,12 +131,12 @@ def _affine(first: np.ndarray, step_lps: np.ndarray) -> np.ndarray:
 
 
 def _on_grid(positions: np.ndarray, step: np.ndarray, normal: np.ndarray, spacing: tuple[float, float]) -> bool:
-    """Is every slice within `GRID_TOLERANCE` of a voxel of its place on the regular grid?"""
+    """Is every slice within `grid_tolerance` of its place on the regular grid, forwards and sideways?"""
     off = positions - (positions[0] + np.arange(len(positions))[:, None] * step)
     forward = off @ normal
     sideways = np.linalg.norm(off - forward[:, None] * normal, axis=1)
     return bool(
-        np.abs(forward).max() <= GRID_TOLERANCE * (step @ normal) and sideways.max() <= GRID_TOLERANCE * min(spacing)
+        np.abs(forward).max() <= grid_tolerance(step @ normal) and sideways.max() <= grid_tolerance(min(spacing))
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from medseq.errors import OutputError, ShapeError
 from medseq.io.atomic import clear, discard, publish, written
+from medseq.io.dicom_geometry import grid_tolerance
 from medseq.io.dicom_types import DicomSource
 from medseq.io.integers import integer_limits, to_stored
 from medseq.io.nifti import NiftiSource
@@ -20,7 +21,6 @@ __all__ = ["DESCRIPTION", "NiftiWriter"]
 
 DESCRIPTION = b"medseq: research use only, not for diagnosis"
 _NIFTI1_MAX = 32767
-_SHEAR_TOLERANCE = 1e-4
 _WRITABLE = ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8")
 
 
@@ -194,11 +194,17 @@ def _new_header(kind: Any, header: VolumeHeader) -> Any:
     nifti["magic"] = nifti.single_magic
     nifti.set_data_shape(header.shape[2::-1] + header.shape[3:])
     nifti.set_xyzt_units("mm", "sec")
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    sheared = np.abs(axes.T @ axes - np.eye(3)).max() > _SHEAR_TOLERANCE
     slice_mm, row_mm, col_mm = header.spacing_mm
     nifti.set_zooms((col_mm, row_mm, slice_mm, *(1.0 for _ in header.shape[3:])))
-    if not sheared:
-        nifti.set_qform(affine, code=1, strip_shears=True)
+    nifti.set_qform(affine, code=1, strip_shears=True)
+    if _worst_shift(nifti.get_qform(), affine, header.shape) > grid_tolerance(min(row_mm, col_mm)):
+        nifti.set_qform(None, code=0)
     nifti.set_sform(affine, code=1)
     return nifti
+
+
+def _worst_shift(first: np.ndarray, second: np.ndarray, shape: tuple[int, ...]) -> float:
+    """Largest distance, in mm, between where two affines put a corner of the volume."""
+    far = np.array(shape[2::-1]) - 1
+    corners = np.array([[*(far * bits), 1] for bits in np.ndindex(2, 2, 2)])
+    return float(np.linalg.norm((corners @ (first - second).T)[:, :3], axis=1).max())

@@ -5,14 +5,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from medseq.errors import ShapeError
+from medseq.io.dicom_geometry import grid_tolerance
 from medseq.io.source import SourceWarning
 from medseq.io.volume import SourceRef, VolumeHeader, VolumeReader, slice_affines
 
 __all__ = ["ResampledSource", "resample_uniform"]
-
-# Slices must lie along one line to this fraction of a pixel; linear interpolation between them assumes it.
-_LINE_TOLERANCE = 0.05
-
 
 @dataclass(frozen=True)
 class ResampledSource:
@@ -42,12 +39,13 @@ def resample_uniform(reader: VolumeReader) -> VolumeReader:
     along = (origins - origins[0]) @ normal
     line = (origins[-1] - origins[0]) / along[-1]
     off = np.linalg.norm(origins - origins[0] - along[:, None] * line, axis=1).max()
-    pixel_mm = min(header.spacing_mm[1:])
-    if off > _LINE_TOLERANCE * pixel_mm:
+    # Linear interpolation between two slices assumes that they are not shifted sideways.
+    allowed = grid_tolerance(min(header.spacing_mm[1:]))
+    if off > allowed:
         raise ShapeError(
             "uneven slices that do not lie along one line cannot be resampled",
             found=f"{off:.3g} mm off the line",
-            wanted=f"at most {_LINE_TOLERANCE * pixel_mm:.3g} mm",
+            wanted=f"at most {allowed:.3g} mm",
             remedy="write DICOM, which keeps every slice where it is",
         )
     step = float(np.median(np.diff(along)))
