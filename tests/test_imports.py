@@ -85,7 +85,9 @@ def test_importing_loads_no_torch(module):
 
 
 def test_predicting_does_not_import_lightning_or_monai():
-    done = run("import sys, medseq.inference.restore; print('pytorch_lightning' in sys.modules, 'monai' in sys.modules)")
+    done = run(
+        "import sys, medseq.inference.restore; print('pytorch_lightning' in sys.modules, 'monai' in sys.modules)"
+    )
     assert done.stdout.split() == ["False", "False"], done.stderr
 
 

@@ -49,13 +49,17 @@ def test_no_file_is_unpickled(path):
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_code_is_run_from_strings(path):
     tree = ast.parse(path.read_text())
-    assert not [call.func.id for name in ("eval", "exec") for call in calls(tree, name) if isinstance(call.func, ast.Name)]
+    assert not [
+        call.func.id for name in ("eval", "exec") for call in calls(tree, name) if isinstance(call.func, ast.Name)
+    ]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_global_seed_in_the_library(path):
     # Randomness comes by a generator: a seed set here would change the caller's numbers.
-    found = [ast.unparse(call.func) for name in ("manual_seed", "seed") for call in calls(ast.parse(path.read_text()), name)]
+    found = [
+        ast.unparse(call.func) for name in ("manual_seed", "seed") for call in calls(ast.parse(path.read_text()), name)
+    ]
     assert not [name for name in found if name in ("torch.manual_seed", "np.random.seed", "random.seed")]
 
 

@@ -23,12 +23,16 @@ def bundle(
     ckpt: Annotated[Path, typer.Argument(help="Checkpoint of a training run; config.yaml lies beside or above it.")],
     out: Annotated[Path, typer.Argument(help="Folder of the new bundle.")],
     card: Annotated[Path, typer.Option("--card", help="Model card, Markdown.")],
-    config: Annotated[Path | None, typer.Option("--config", help="The run's config.yaml, if it lies elsewhere.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The run's config.yaml, if it lies elsewhere.")
+    ] = None,
     metadata: Annotated[
         Path | None,
         typer.Option("--metadata", help="JSON or YAML for metadata.json: training data with hashes, metrics, licence."),
     ] = None,
-    dtype: Annotated[Literal["float32", "float16"], typer.Option("--dtype", help="Storage of the weights.")] = "float32",
+    dtype: Annotated[
+        Literal["float32", "float16"], typer.Option("--dtype", help="Storage of the weights.")
+    ] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -39,7 +43,13 @@ def bundle(
         raise InputError("no such model card", where="--card", found=card.name)
     extra = load_mapping(metadata) if metadata else {}
     made = make_bundle(
-        ckpt, out, config=config, card=card.read_text(encoding="utf-8"), metadata=extra, dtype=dtype, overwrite=overwrite
+        ckpt,
+        out,
+        config=config,
+        card=card.read_text(encoding="utf-8"),
+        metadata=extra,
+        dtype=dtype,
+        overwrite=overwrite,
     )
     if as_json:
         print_json({"folder": made.folder, "name": made.config.name, "hash": made.hash})
@@ -80,9 +90,14 @@ def make_bundle(
     about = dict(settings.get("bundle") or {})
     if not about:
         raise ManifestError(
-            "the configuration says nothing about a bundle", where="model.bundle", wanted="name, version, task, input, …"
+            "the configuration says nothing about a bundle",
+            where="model.bundle",
+            wanted="name, version, task, input, …",
         )
     extra = {**(about.pop("metadata", None) or {}), **(metadata or {})}
+    if "version" in about:
+        # "1" is written into config.yaml as a number.
+        about["version"] = str(about["version"])
     content = {"model": settings["net"], "preprocess": settings.get("preprocess") or [], **about}
     weights, which = _weights(checkpoint["state_dict"])
     facts = {

@@ -50,9 +50,10 @@ def table(columns: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
 
     # Piped output is not wrapped at the 80 columns that a missing terminal is given.
-    console = Console()
+    # No markup: `medseq[dicom]` is a name, not a style.
+    console = Console(markup=False, highlight=False)
     if not console.is_terminal:
-        console = Console(width=200)
+        console.width = 200
     view = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         view.add_column(column, overflow="fold")

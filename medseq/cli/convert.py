@@ -20,14 +20,18 @@ def convert(
     ] = None,
     like: Annotated[
         str | None,
-        typer.Option("--like", help="Bundle (name or path) whose input, preprocess, inference and output to take over."),
+        typer.Option(
+            "--like", help="Bundle (name or path) whose input, preprocess, inference and output to take over."
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the bundle; else that of the folder.")] = None,
     modality: Annotated[
         list[str] | None, typer.Option("--modality", help="CT, MR, PT, NM or OT; repeatable; any if not given.")
     ] = None,
     units: Annotated[str, typer.Option("--units", help="Units that it was trained on: HU, SUVbw, Bq/ml or 1.")] = "1",
-    dtype: Annotated[Literal["float32", "float16"], typer.Option("--dtype", help="Storage of the weights.")] = "float32",
+    dtype: Annotated[
+        Literal["float32", "float16"], typer.Option("--dtype", help="Storage of the weights.")
+    ] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -4,7 +4,6 @@ Leaves FOLDER/{input,truth,out}. The images come inside Python packages; none of
 shipped model (tests/cli/test_demo.py compares hashes).
 """
 
-import importlib.util
 import shutil
 import time
 from collections.abc import Callable
@@ -126,12 +125,13 @@ def sample_file(claim: Claim) -> tuple[Path, str]:
     Raises:
         InputError: None is.
     """
+    from medseq.data.example import package_file
+
     for module, inside, what in claim.sources:
-        spec = importlib.util.find_spec(module)
-        if spec is not None and spec.submodule_search_locations:
-            path = Path(next(iter(spec.submodule_search_locations))) / inside
-            if path.is_file():
-                return path, what
+        try:
+            return package_file(module, inside, module), what
+        except InputError:
+            continue
     raise InputError("the demo's images are not installed", where=claim.task, remedy="pip install 'medseq[dicom]'")
 
 

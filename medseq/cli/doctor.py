@@ -128,9 +128,13 @@ def _zoo() -> list[dict[str, str]]:
 
 def _show(report: dict[str, Any]) -> None:
     table(["package", "version"], [[name, version] for name, version in report["versions"].items()])
-    devices = {name: ", ".join(value) if isinstance(value, list) else value for name, value in report["devices"].items()}
+    devices = {
+        name: ", ".join(value) if isinstance(value, list) else value for name, value in report["devices"].items()
+    }
     table(["device", "found"], [[name, str(value) if value else "none"] for name, value in devices.items()])
-    rows = [[entry["operator"], entry["device"], entry["implementation"], entry["reason"]] for entry in report["operators"]]
+    rows = [
+        [entry["operator"], entry["device"], entry["implementation"], entry["reason"]] for entry in report["operators"]
+    ]
     table(["operator", "on", "runs", "because"], rows)
     rows = [
         [entry["extra"], "complete" if not entry["missing"] else ", ".join(entry["missing"]), entry["command"] or ""]

@@ -23,20 +23,26 @@ def fit(
     --config takes a file or the name of a shipped configuration; --help-config lists every key, --print_config
     prints the resolved configuration. The run ends with a bundle beside the checkpoints.
     """
-    from medseq.cli.training import lightning_cli, log_folder
+    from medseq.cli.bundle import make_bundle
+    from medseq.cli.training import task_cli
+    from medseq.errors import InputError
 
-    cli = lightning_cli("fit", task, ctx.args)
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
-    if cli.trainer.interrupted:
-        raise typer.Exit(130)
-    folder = log_folder(cli)
+    for option, path in (("--ckpt", ckpt), ("--card", card)):
+        if path is not None and not path.is_file():
+            raise InputError("no such file", where=option, found=path.name)
+    cli = task_cli("fit", task, ctx.args, quiet=quiet)
+    try:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
+    except SystemExit:
+        # Lightning saves what it can after an interrupt and then exits with 1, which means a bug here.
+        if not cli.trainer.interrupted:
+            raise
+        raise typer.Exit(130) from None
     saved = getattr(cli.trainer.checkpoint_callback, "best_model_path", "")
-    if folder is None or not saved or not cli.trainer.is_global_zero:
+    if not saved or cli.log_folder is None or not cli.trainer.is_global_zero:
         return
     say(f"checkpoint: {saved}", quiet=quiet)
-    if cli.config["model"].get("bundle"):
-        from medseq.cli.bundle import make_bundle
-
+    if cli.bundle:
         text = card.read_text(encoding="utf-8") if card else None
-        made = make_bundle(Path(saved), folder / "bundle", card=text, overwrite=True)
+        made = make_bundle(Path(saved), cli.log_folder / "bundle", card=text, overwrite=True)
         say(f"bundle: {made.folder}", quiet=quiet)

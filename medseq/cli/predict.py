@@ -1,7 +1,7 @@
 """`medseq predict`: run a bundle over a file or a folder, unattended."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,11 +15,22 @@ def predict(
     input: Annotated[Path, typer.Argument(help="File or folder: DICOM, NIfTI.")],
     output: Annotated[Path, typer.Argument(help="Folder for results, ledger and report; run again to resume.")],
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")] = "cpu",
-    names: Annotated[str, typer.Option("--names", help="Name outputs by id, or like their source.")] = "id",
+    names: Annotated[
+        Literal["id", "source"], typer.Option("--names", help="Name outputs by id, or like their source.")
+    ] = "id",
     modality: Annotated[
-        str | None, typer.Option("--modality", help="What the input is, where its files do not say: CT, MR …")
+        Literal["CT", "MR", "PT", "NM", "OT"] | None,
+        typer.Option("--modality", help="What the input is, where its files do not say: CT, MR …"),
     ] = None,
-    strength: Annotated[float, typer.Option("--strength", min=0.0, max=1.0, help="Share of the change to apply.")] = 1.0,
+    strength: Annotated[
+        float, typer.Option("--strength", min=0.0, max=1.0, help="Share of the change to apply.")
+    ] = 1.0,
+    tile: Annotated[int | None, typer.Option("--tile", help="Side of a tile for large planes.")] = None,
+    overlap: Annotated[
+        float | None, typer.Option("--overlap", help="Share of a tile that the next one covers.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option("--batch", help="Planes or tiles a forward pass.")] = None,
+    difference: Annotated[bool, typer.Option("--difference", help="Also write result - input, as NIfTI.")] = False,
     resample: Annotated[bool, typer.Option("--resample", help="Put unevenly spaced slices on an even grid.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Hash finished work again before it is trusted.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try items again that failed before.")] = False,
@@ -49,6 +60,10 @@ def predict(
             names=names,
             modality=modality,
             strength=strength,
+            tile=tile,
+            overlap=overlap,
+            batch=batch,
+            difference=difference,
             resample=resample,
             verify=verify,
             retry_failed=retry_failed,
@@ -58,9 +73,7 @@ def predict(
             progress=progress,
         )
     if as_json:
-        print_json(
-            {"counts": summary.counts, "exit_code": summary.exit_code, "report": summary.report_path}
-        )
+        print_json({"counts": summary.counts, "exit_code": summary.exit_code, "report": summary.report_path})
     else:
         words = ", ".join(f"{count} {state}" for state, count in summary.counts.items() if count) or "nothing found"
         say(words, quiet=quiet and summary.exit_code == 0)

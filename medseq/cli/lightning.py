@@ -1,0 +1,67 @@
+"""LightningCLI as `fit` and `validate` use it: errors as one readable line. Heavy to import, therefore apart."""
+
+import importlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Lightning 2.6 calls names that jsonargparse renamed; its users can do nothing about it.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+import jsonargparse
+from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
+
+from medseq.errors import ManifestError
+
+__all__ = ["TaskCLI", "build"]
+
+
+class TaskCLI(LightningCLI):
+    """A LightningCLI that parses what it is given, whatever the process was started with."""
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Without the original's warning about `sys.argv`, which holds medseq's own words."""
+        self.config = parser.parse_args(args)
+
+    @property
+    def log_folder(self) -> Path | None:
+        """Where this run's configuration and checkpoints are; None without a logger."""
+        return Path(self.trainer.log_dir) if self.trainer.log_dir else None
+
+    @property
+    def bundle(self) -> dict[str, Any]:
+        """What the configuration says about the bundle of the run; {} if nothing."""
+        return dict(self.config["model"].get("bundle") or {})
+
+
+def build(command: str, classes: tuple[str, str, str], arguments: Sequence[str], *, quiet: bool) -> TaskCLI:
+    """Parse and instantiate; `classes` is a row of `medseq.cli.training.TASKS`.
+
+    Raises:
+        ManifestError: The configuration does not fit the classes; the message is the parser's.
+    """
+    if quiet:
+        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    module_name, task_name, data_name = classes
+    module = importlib.import_module(module_name)
+    try:
+        return TaskCLI(
+            getattr(module, task_name),
+            getattr(module, data_name),
+            run=False,
+            args=["--help" if argument == "--help-config" else argument for argument in arguments],
+            # Only a training leaves its configuration behind, beside its checkpoints.
+            save_config_callback=SaveConfigCallback if command.startswith("fit ") else None,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": f"medseq {command}", "exit_on_error": False, "allow_abbrev": False},
+        )
+    except jsonargparse.ArgumentError as error:
+        raise ManifestError(_explanation(str(error)), where=command) from None
+
+
+def _explanation(text: str, lines: int = 6) -> str:
+    """The parser's own explanation, without the dump of the whole class that may follow."""
+    kept = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ".join(kept[:lines])

@@ -1,0 +1,78 @@
+"""`medseq doctor`: versions, devices, what each operator runs and why, missing extras, zoo integrity."""
+
+import importlib.metadata
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from medseq.cli import doctor as doctor_module
+from medseq.cli.main import app
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def report():
+    result = runner.invoke(app, ["doctor", "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_versions_are_those_installed(report):
+    for name in ("torch", "numpy", "monai", "nibabel"):
+        assert report["versions"][name] == importlib.metadata.version(name)
+
+
+def test_devices(report):
+    assert report["devices"]["cores"] >= 1
+    assert report["devices"]["memory_gb"] > 0.5
+    assert isinstance(report["devices"]["cuda"], list)
+
+
+def test_every_operator_says_what_it_runs_and_why(report):
+    from medseq import ops
+
+    named = {(entry["operator"], entry["device"]) for entry in report["operators"]}
+    assert {operator for operator, _ in named} == set(ops.backends())
+    assert all(entry["implementation"] and entry["reason"] for entry in report["operators"])
+
+
+def test_the_environment_changes_what_runs(monkeypatch):
+    monkeypatch.setenv("MEDSEQ_BACKEND", "naive")
+    entries = json.loads(runner.invoke(app, ["doctor", "--json"]).stdout)["operators"]
+    (cpu,) = [entry for entry in entries if entry["operator"] == "bi_wkv" and entry["device"] == "cpu"]
+    assert cpu["implementation"] == "naive"
+    assert "MEDSEQ_BACKEND" in cpu["reason"]
+
+
+def test_missing_extras_come_with_their_command(monkeypatch):
+    monkeypatch.setattr(doctor_module, "_installed", lambda name: name != "pydicom")
+    extras = {entry["extra"]: entry for entry in doctor_module.examine()["extras"]}
+    assert extras["dicom"] == {"extra": "dicom", "missing": ["pydicom"], "command": "pip install 'medseq[dicom]'"}
+    assert extras["mri"] == {"extra": "mri", "missing": [], "command": None}
+    text = runner.invoke(app, ["doctor"]).stdout
+    assert "pip install 'medseq[dicom]'" in text
+
+
+def test_a_changed_bundle_is_found(monkeypatch, tmp_path):
+    from medseq.inference import zoo
+
+    folder = tmp_path / "zoo"
+    shutil.copytree(zoo.zoo_folder() / "ct-denoise", folder / "ct-denoise")
+    weights = folder / "ct-denoise" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    monkeypatch.setattr(zoo, "zoo_folder", lambda: folder)
+    monkeypatch.setattr("medseq.inference.bundle.zoo_folder", lambda: folder)
+    result = runner.invoke(app, ["doctor", "--json"])
+    assert result.exit_code == 3
+    (entry,) = json.loads(result.stdout)["zoo"]
+    assert entry["state"] == "broken"
+    assert "the weights were changed or truncated" in entry["reason"]
+
+
+def test_shipped_bundles_are_whole(report):
+    assert {entry["name"]: entry["state"] for entry in report["zoo"]} == {"ct-denoise": "ok", "mr-denoise": "ok"}
