@@ -297,8 +297,6 @@ class Ledger:
         return self._connection.execute(query, values).fetchone()
 
     def _connect(self) -> sqlite3.Connection:
-        # immutable: on a read-only medium the log's shared-memory file cannot be made; without a log none is needed.
-        log = self.path.with_name(self.path.name + "-wal")
         if not self.read_only:
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
             connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
@@ -307,13 +305,11 @@ class Ledger:
             connection.execute("PRAGMA synchronous=NORMAL")
             connection.execute("CREATE TEMP TABLE seen(id TEXT PRIMARY KEY)")
             return connection
-        mode = "mode=ro" if log.exists() or os.access(self.path.parent, os.W_OK) else "immutable=1"
-        return sqlite3.connect(f"{self.path.absolute().as_uri()}?{mode}", uri=True, timeout=30, isolation_level=None)
+        return sqlite3.connect(_read_only_uri(self.path), uri=True, timeout=30, isolation_level=None)
 
     def _require_known_version(self) -> None:
-        uri = f"{self.path.absolute().as_uri()}?mode=ro"
         try:
-            with closing(sqlite3.connect(uri, uri=True, timeout=30)) as connection:
+            with closing(sqlite3.connect(_read_only_uri(self.path), uri=True, timeout=30)) as connection:
                 found = connection.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.Error as error:
             raise _damaged(self.path.name, error) from None
@@ -330,6 +326,13 @@ class Ledger:
         version = self._one("PRAGMA user_version")[0]
         for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
             self._connection.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version={number};COMMIT;")
+
+
+def _read_only_uri(path: Path) -> str:
+    # A plain read-only connection would leave files of the write-ahead log behind, or fail on a read-only medium;
+    # where there is no log (the run ended) the file is complete without it.
+    mode = "mode=ro" if path.with_name(path.name + "-wal").exists() else "immutable=1"
+    return f"{path.absolute().as_uri()}?{mode}"
 
 
 def _verdict_holds(known: tuple[str, str | None, int], state: str, reason_code: str | None) -> bool:

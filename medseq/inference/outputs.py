@@ -47,18 +47,26 @@ class Layout:
         names: ``id`` or ``source``.
         kind: ``dicom`` or ``nifti``: results are of the kind of their input.
         first: Relative path of its first input file.
+        resampled: Its grid is no longer the source's, so that DICOM becomes NIfTI.
     """
 
     item_id: str
     names: Literal["id", "source"]
     kind: str
     first: str
+    resampled: bool = False
+
+    @property
+    def writes_dicom(self) -> bool:
+        """Whether volumes are written as derived series."""
+        return self.kind == "dicom" and not self.resampled
 
     def volume(self, role: Role) -> PurePosixPath:
         """The file, or the folder of a DICOM series, for a role."""
         source = PurePosixPath(self.first)
         if self.kind == "dicom":
-            return (PurePosixPath() if self.names == "id" else source.parent) / self.item_id / role
+            folder = (PurePosixPath() if self.names == "id" else source.parent) / self.item_id
+            return folder / (role if self.writes_dicom else f"{role}.nii.gz")
         if self.names == "id":
             return PurePosixPath(self.item_id, f"{role}.nii.gz")
         suffix = ".nii.gz" if source.name.lower().endswith(".nii.gz") else ".nii"
@@ -104,7 +112,7 @@ class ItemSink:
         return None if self._result is None else self._result.kept
 
     def _writer(self, role: Role, path: Path) -> Any:
-        if self._layout.kind == "dicom":
+        if self._layout.writes_dicom:
             from medseq.io.dicom import DicomSeriesWriter
 
             ids = self._identity

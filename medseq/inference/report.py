@@ -51,7 +51,8 @@ def render_report(report: Mapping[str, Any]) -> str:
     style = Path(__file__).with_name("report.css").read_text("utf-8")
     parts = [
         _header(report),
-        _section("Failed", by_state["failed"], _failed_card, "Nothing failed."),
+        f"<h2>Failed <span class='n'>{len(by_state['failed'])}</span></h2>{_hidden_names(by_state['failed'])}",
+        _cards(by_state["failed"], _failed_card, "Nothing failed."),
         f"<h2>Results <span class='n'>{len(by_state['done'])}</span></h2>",
         f"<p class='quiet'>Difference pictures: {escape(run['difference_window'])}.{_picture_note(report)}</p><br>",
         _cards(by_state["done"], _done_card, "No item was finished."),
@@ -96,8 +97,10 @@ def _picture_note(report: Mapping[str, Any]) -> str:
     return "" if shown == done else f" Pictures of {shown} of {done} items fit into this page, those with flags first."
 
 
-def _section(title: str, items: list[Any], card: Any, empty: str) -> str:
-    return f"<h2>{title} <span class='n'>{len(items)}</span></h2>{_cards(items, card, empty)}"
+def _hidden_names(failed: list[Any]) -> str:
+    if not failed or any("source" in item for item in failed):
+        return ""
+    return "<p class='quiet'>Names of files are withheld; run again with --show-identifiers to see them here.</p><br>"
 
 
 def _cards(items: list[Any], card: Any, empty: str) -> str:

@@ -111,7 +111,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         overlap: Share of a tile that its neighbour covers too; default: the bundle's.
         batch: Planes (or tiles) a forward pass; default: the bundle's.
         difference: Also write result - input (NIfTI).
-        resample: Put unevenly spaced slices on an even grid.
+        resample: Put unevenly spaced DICOM slices on an even grid; their result is NIfTI.
         verify: Hash inputs and results of finished items again instead of trusting sizes and times.
         retry_failed: Try every failed item again.
         new_run: Results of another bundle or other parameters in `output` are moved to ``output/previous/``.
@@ -155,7 +155,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         register(ledger, found)
         requeue(ledger, out, root, verify=verify, retry_failed=retry_failed)
         engine = _Engine(ledger, bundle, run, out, root, stop, progress or _silent)
-        processed = engine.work(lambda: _predictor(bundle, device, params), names=names, modality=modality)
+        processed = engine.work(lambda: _predictor(bundle, device, params))
         engine.verify()
         report_path = engine.report(env, show_identifiers)
         counts = ledger.counts()
@@ -176,7 +176,7 @@ class _Engine:
     stop: threading.Event
     progress: Progress
 
-    def work(self, load: Callable[[], Predictor], *, names: Literal["id", "source"], modality: Modality | None) -> int:
+    def work(self, load: Callable[[], Predictor]) -> int:
         """Compute queued items until none is left or a stop is asked for; returns how many were tried."""
         worker, tried, predictor = f"{os.getpid()}-{os.urandom(3).hex()}", 0, None
         identity = Identity(
@@ -191,8 +191,18 @@ class _Engine:
             if item is None or predictor is None:
                 break
             files = tuple(row.relpath for row in self.ledger.files(item.id))
-            units = self.bundle.config.input.units
-            task = ItemTask(item.id, item.kind, files, self.root, self.out, names, identity, modality, units)
+            task = ItemTask(
+                item.id,
+                item.kind,
+                files,
+                self.root,
+                self.out,
+                names=self.run.params["names"],
+                identity=identity,
+                modality=self.run.params["modality"],
+                units=self.bundle.config.input.units,
+                resample=self.run.params["resample"],
+            )
             if not self._attempt(item, task, predictor, worker):
                 break
             tried += 1
@@ -209,7 +219,7 @@ class _Engine:
             self._require_free(task, [row.relpath for row in result.outputs])
             self._drop_outputs(item.id, keep={row.relpath for row in result.outputs})
             self.ledger.stage_outputs(item.id, result.outputs)
-            publish(task.stage, self.out, task.layout, result.outputs)
+            publish(task.stage, self.out, result.layout, result.outputs)
         except Stopped:
             shutil.rmtree(task.stage, ignore_errors=True)
             self.ledger.requeue(ids=[item.id])

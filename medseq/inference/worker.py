@@ -22,6 +22,7 @@ from medseq.inference.outputs import WORK, Identity, ItemSink, Layout, TappedRea
 from medseq.inference.predictor import Flag, Predictor
 from medseq.inference.preview import preview
 from medseq.io.atomic import fsync
+from medseq.io.resample import resample_uniform
 from medseq.io.volume import Modality, Units, VolumeHeader
 
 __all__ = ["RETRY_CODES", "ItemResult", "ItemTask", "describe_failure", "input_sha256", "run_item"]
@@ -44,6 +45,7 @@ class ItemTask:
         identity: See `Identity`.
         modality: What the caller says the input is, or None.
         units: The bundle's input units, for an input whose modality the caller gave.
+        resample: Put unevenly spaced slices on an even grid.
     """
 
     item_id: str
@@ -55,16 +57,12 @@ class ItemTask:
     identity: Identity
     modality: Modality | None
     units: Units
+    resample: bool = False
 
     @property
     def stage(self) -> Path:
         """The item's staging folder."""
         return self.out / WORK / self.item_id
-
-    @property
-    def layout(self) -> Layout:
-        """Final paths."""
-        return Layout(self.item_id, self.names, self.kind, self.files[0])
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,7 @@ class ItemResult:
     """What the ledger records of a finished item; its files lie in the staging folder."""
 
     outputs: tuple[OutputRow, ...]
+    layout: Layout
     metrics: dict[str, float]
     flags: tuple[Flag, ...]
     seconds: float
@@ -90,20 +89,25 @@ def run_item(task: ItemTask, predictor: Predictor, should_stop: Callable[[], boo
     stamps = _stamps(task)
     digest = input_sha256(task.root, task.files)
     reader = open_input(task.root, task.item_id, task.kind, task.files, modality=task.modality, units=task.units)
+    if task.resample:
+        reader = resample_uniform(reader)
     header, flags = _declared(reader.header, task)
+    resampled = task.kind == "dicom" and header.source.kind != "dicom"
+    layout = Layout(task.item_id, task.names, task.kind, task.files[0], resampled)
     plane = header.shape[0] // 2
     tapped = TappedReader(reader, plane, header)
-    sink = ItemSink(task.stage, task.layout, task.identity, plane)
+    sink = ItemSink(task.stage, layout, task.identity, plane)
     prediction = predictor.predict(tapped, sink, should_stop=should_stop)
     roles: dict[Path, str] = {path: output.role for output in prediction.outputs for path in output.paths}
     if tapped.kept is not None and sink.plane is not None:
-        path = task.stage / task.layout.preview
+        path = task.stage / layout.preview
         _write_json(path, preview(tapped.kept, sink.plane, tapped.kept_valid, header, plane))
         roles[path] = "preview"
     if _stamps(task) != stamps:
         raise RetryableError("the input changed while it was read", remedy="run again when nothing writes to it")
     return ItemResult(
         rows_of(task.stage, roles),
+        layout,
         prediction.metrics,
         (*flags, *prediction.flags),
         time.perf_counter() - started,

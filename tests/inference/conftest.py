@@ -2,8 +2,8 @@
 
 import datetime
 import os
-from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +19,7 @@ PATIENT_ID = "PLANTEDID987654"
 def seed(request) -> int:
     """A fresh seed, printed, so that a failure can be repeated with MEDSEQ_TEST_SEED."""
     value = int(os.environ.get("MEDSEQ_TEST_SEED") or int.from_bytes(os.urandom(4)))
-    print(f"MEDSEQ_TEST_SEED={value}")
+    request.node.add_report_section("call", "seed", f"MEDSEQ_TEST_SEED={value}")
     return value
 
 
@@ -72,9 +72,17 @@ def mr_bundle(tmp_path):
 
 
 @pytest.fixture
-def make_bundle(tmp_path) -> Callable:
-    """`save_tiny_bundle` below the test's folder, by name."""
-    return lambda name, **changes: save_tiny_bundle(tmp_path / name, **changes)
+def make() -> SimpleNamespace:
+    """Everything below, since test modules cannot import from here."""
+    return SimpleNamespace(
+        bundle=save_tiny_bundle,
+        series=write_series,
+        nifti=write_nifti,
+        head=head_phantom,
+        tree=tree,
+        created=CREATED,
+        planted=(PATIENT, PATIENT_ID, PATIENT.split("^")[0], PATIENT.split("^")[1]),
+    )
 
 
 def write_series(
