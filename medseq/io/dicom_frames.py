@@ -87,6 +87,8 @@ def frames_of(path: Path, header: Header) -> list[Frame]:
         FormatError: An attribute that is needed is missing or makes no sense.
     """
     dataset, where = header.dataset, path_label(path)
+    if not _sop_uid(dataset):
+        raise FormatError("no SOP instance UID", where=where, remedy="export the image again")
     pixels = _pixel_format(dataset, str(header.transfer_syntax), where)
     if not is_enhanced(dataset):
         frames = int(dataset.get("NumberOfFrames") or 1)
@@ -107,6 +109,10 @@ def frames_of(path: Path, header: Header) -> list[Frame]:
             wanted="one group a frame",
         )
     return [_frame(path, i, dataset, flatten(dataset, i), pixels, where) for i in range(frames)]
+
+
+def _sop_uid(dataset: Dataset) -> str:
+    return str(dataset.get("SOPInstanceUID") or dataset.file_meta.get("MediaStorageSOPInstanceUID") or "")
 
 
 def _pixel_format(dataset: Dataset, syntax: str, where: str) -> PixelFormat:
@@ -174,7 +180,7 @@ def _frame(path: Path, index: int | None, top: Dataset, flat: Dataset, pixels: P
         path=path,
         index=index,
         sop_class=str(sop_class(top)),
-        sop_uid=str(top.get("SOPInstanceUID") or top.file_meta.get("MediaStorageSOPInstanceUID") or ""),
+        sop_uid=_sop_uid(top),
         position=position,
         orientation=orientation,
         spacing=spacing,

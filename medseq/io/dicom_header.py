@@ -19,6 +19,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_partial
+from pydicom.pixels import get_decoder
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -158,7 +159,9 @@ def _parse(file: BinaryIO, headerless: bool, where: str) -> Header:
         return Header(dataset, syntax, False, _pixel_error(f"{what}no pixel data", where, None))
     vr, length = at[0]
     problem = None
-    if syntax == DeflatedExplicitVRLittleEndian:
+    if not _has_decoder(syntax):
+        problem = _pixel_error("no decoder for these compressed pixels", where, syntax.name if syntax.is_valid else None)
+    elif syntax == DeflatedExplicitVRLittleEndian:
         # The whole data set was inflated to get here, so nothing is cut; the position in `file` means nothing.
         pass
     elif length == _UNDEFINED_LENGTH:
@@ -168,6 +171,13 @@ def _parse(file: BinaryIO, headerless: bool, where: str) -> Header:
         file.seek(12 if vr in _LONG_LENGTH_VRS else 8, os.SEEK_CUR)
         problem = _check_native(dataset, length, os.fstat(file.fileno()).st_size - file.tell(), where)
     return Header(dataset, syntax, True, problem)
+
+
+def _has_decoder(syntax: UID) -> bool:
+    try:
+        return get_decoder(syntax).is_available
+    except NotImplementedError:
+        return False
 
 
 def _check_native(dataset: Dataset, length: int, remaining: int, where: str) -> FormatError | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import dcmread
 from pydicom.pixels import apply_modality_lut, iter_pixels
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 
 from medseq.errors import FormatError, RetryableError, ShapeError
 from medseq.io.dicom_header import HEADER_ERRORS, quiet
@@ -116,7 +116,9 @@ def _frames(path: Path, indices: Iterable[int], syntax: str) -> Iterable[np.ndar
         # Only pydicom's reader of whole files inflates.
         dataset = dcmread(path)
         return iter_pixels(dataset, indices=indices, raw=True)
-    return iter_pixels(path, indices=indices, raw=True, transfer_syntax_uid=UID(syntax))
+    # pydicom's own run-length decoder: on damaged data pylibjpeg's panics past `except Exception`.
+    plugin = "pydicom" if UID(syntax) == RLELossless else ""
+    return iter_pixels(path, indices=indices, raw=True, transfer_syntax_uid=UID(syntax), decoding_plugin=plugin)
 
 
 def _rescaled(stored: np.ndarray, frame: Frame) -> np.ndarray:

@@ -102,7 +102,7 @@ def _image(path: Path, header: Header) -> _Image:
     except FormatError as found:
         # Without pixels the missing size or geometry is the smaller trouble.
         error = error or found
-    sop_uid = str(dataset.get("SOPInstanceUID") or path)
+    sop_uid = frames[0].sop_uid if frames else str(dataset.get("SOPInstanceUID") or path)
     series = str(dataset.get("SeriesInstanceUID") or sop_uid)
     study, kind = str(dataset.get("StudyInstanceUID", "")), modality(dataset)
     frame_of_reference = str(dataset.get("FrameOfReferenceUID") or "") or None

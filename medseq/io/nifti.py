@@ -30,6 +30,7 @@ __all__ = ["NiftiSource", "NiftiWriter", "open_nifti"]
 # Deflate cannot expand further than this; a header that promises more is wrong or hostile.
 _MAX_INFLATION = 1040
 _MAX_PREFIX = 1 << 24
+_MAX_MM = 1e7
 _READ_ERRORS = (EOFError, ValueError, zlib.error, IndexError, OverflowError)
 
 
@@ -81,11 +82,11 @@ def open_nifti(path: Path, *, modality: Modality = "OT", units: Units = "1") -> 
     _check_size(path, size, int(np.prod(shape, dtype=object)) * dtype.itemsize + len(prefix), where)
     slope, intercept = header.get_slope_inter()
     affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-    if not np.isfinite(affine).all() or np.linalg.det(affine[:3, :3]) == 0:
+    if not np.isfinite(affine).all() or np.abs(affine).max() > _MAX_MM or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         raise FormatError(
-            "the affine is singular or not finite",
+            "the affine makes no sense",
             where=where,
-            wanted="an invertible sform or qform",
+            wanted="an invertible sform or qform in mm",
             remedy="correct the header",
         )
     warnings: tuple[SourceWarning, ...] = ()
@@ -238,7 +239,7 @@ def _parse(prefix: bytes, where: str) -> tuple[Any, int]:
         header.get_data_dtype()
         header.get_slope_inter()
         header.get_best_affine()
-    except HeaderDataError as error:
+    except (HeaderDataError, KeyError) as error:
         raise FormatError("the NIfTI header makes no sense", where=where, found=str(error)[:120]) from None
     return header, version
 
