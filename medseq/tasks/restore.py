@@ -96,8 +96,7 @@ class RestoreTask(pl.LightningModule):
         """Average the weights; the decay starts low, so that early weights are forgotten."""
         decay = min(self.ema_decay, (1 + self.global_step) / (10 + self.global_step))
         with torch.no_grad():
-            for mean, value in zip(self.ema.parameters(), self.net.parameters(), strict=True):
-                mean.lerp_(value, 1 - decay)
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
 
     def validation_step(self, batch: RestoreBatch, batch_idx: int) -> None:
         """PSNR, SSIM and RMSE of the averaged weights, and of the input; in the window if there is one."""
@@ -129,7 +128,7 @@ class RestoreTask(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Adam; linear warm-up and cosine decay over the steps of the run."""
-        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.lr, betas=self.betas)
+        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.lr, betas=self.betas, fused=True)
         total = max(1, int(self.trainer.estimated_stepping_batches))
         floor = self.min_lr / self.lr
 
