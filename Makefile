@@ -19,7 +19,6 @@ setup: $(STAMP) ## Make .venv with torch first (CPU build), then medseq, its tes
 $(STAMP): pyproject.toml constraints.txt $(wildcard CMakeLists.txt medseq/ops/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 11), "medseq needs Python 3.11 or newer"'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
 	# torch alone and first: the packages after it must take the one that is there.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(TORCH)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt scikit-build-core nanobind cmake ninja

@@ -34,7 +34,9 @@ def predict(
     resample: Annotated[bool, typer.Option("--resample", help="Put unevenly spaced slices on an even grid.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Hash finished work again before it is trusted.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try items again that failed before.")] = False,
-    new_run: Annotated[bool, typer.Option("--new-run", help="Discard the results of another model in OUTPUT.")] = False,
+    new_run: Annotated[
+        bool, typer.Option("--new-run", help="Move what another model left in OUTPUT to OUTPUT/previous.")
+    ] = False,
     show_identifiers: Annotated[
         bool, typer.Option("--show-identifiers", help="Print names and ids instead of hashes. Mind who reads it.")
     ] = False,
