@@ -40,7 +40,7 @@ def predict(
     show_identifiers: Annotated[
         bool, typer.Option("--show-identifiers", help="Print names and ids instead of hashes. Mind who reads it.")
     ] = False,
-    trust_package: Annotated[
+    trust_packages: Annotated[
         list[str] | None, typer.Option("--trust-package", help="Package whose classes a bundle may use; repeatable.")
     ] = None,
     as_json: AsJson = False,
@@ -71,11 +71,18 @@ def predict(
             retry_failed=retry_failed,
             new_run=new_run,
             show_identifiers=show_identifiers,
-            trust_packages=tuple(trust_package or ()),
+            trust_packages=tuple(trust_packages or ()),
             progress=progress,
         )
     if as_json:
-        print_json({"counts": summary.counts, "exit_code": summary.exit_code, "report": summary.report_path})
+        print_json(
+            {
+                "counts": summary.counts,
+                "exit_code": summary.exit_code,
+                "processed": summary.processed,
+                "report": summary.report_path,
+            }
+        )
     else:
         words = ", ".join(f"{count} {state}" for state, count in summary.counts.items() if count) or "nothing found"
         say(words, quiet=quiet and summary.exit_code == 0)
