@@ -15,7 +15,16 @@ from medseq.errors import MedseqError, OutputError, RetryableError
 
 __all__ = ["clear", "discard", "fsync", "partial_path", "publish", "written"]
 
-_PERMANENT = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+_PERMANENT = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
 
 
 def partial_path(target: Path) -> Path:
