@@ -8,7 +8,7 @@ import pytest
 def rng() -> np.random.Generator:
     """Fresh random numbers; the seed is printed with a failure."""
     seed = secrets.randbits(32)
-    print(f"seed {seed}")  # noqa: T201 - pytest shows it when the test fails
+    print(f"seed {seed}")
     return np.random.default_rng(seed)
 
 
