@@ -101,10 +101,9 @@ def stack(
     if positions is None:
         vector = np.array(step) if np.ndim(step) else np.array(normal(orientation)) * step
         positions = [np.array(origin) + k * vector for k in range(slices)]
-    low = 0 if dtype.startswith("u") else -500
-    images = [
-        image(modality, rng.integers(low, 2000, shape).astype(dtype), position, orientation) for position in positions
-    ]
+    low, high = (0, 200) if dtype == "u1" else (0 if dtype.startswith("u") else -500, 2000)
+    planes = (rng.integers(low, high, shape, dtype=dtype) for _ in positions)
+    images = [image(modality, plane, position, orientation) for plane, position in zip(planes, positions, strict=True)]
     for k, ds in enumerate(images):
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
             setattr(ds, keyword, images[0][keyword].value)
