@@ -57,9 +57,11 @@ def choose(device: str = "cpu") -> BackendChoice:
         return BackendChoice("chunked", f"pure torch: no {device} kernel yet")
     if forced:
         return BackendChoice(forced, f"MEDSEQ_BACKEND={forced}")
-    if compiled_kernels() is None:
+    kernels = compiled_kernels()
+    if kernels is None:
         return BackendChoice("chunked", "pure torch: medseq was installed without a C++ compiler")
-    return BackendChoice("cpu", f"compiled kernel, {cpu_isa()}{'' if compiled_kernels().openmp else ', no OpenMP'}")
+    threads = "OpenMP" if kernels.openmp else "one thread: built without OpenMP"
+    return BackendChoice("cpu", f"compiled kernel, {cpu_isa()}, {threads}")
 
 
 def cpu_isa() -> str:

@@ -62,10 +62,9 @@ template <class S> MEDSEQ_INLINE void store(S *p, typename Simd<S>::V x, int lan
   }
 }
 
-// exp(x) for x <= 0 (a small positive x from rounding is fine). Below the normal range the result is 0, so that no
-// denormal number slows the loops. NaN stays NaN. x = n ln 2 + r with |r| <= ln 2 / 2, exp(x) = 2^n exp(r); adding
+// exp(x) for x < 80. Below the normal range the result is 0, so that no denormal number slows the loops. NaN stays NaN. x = n ln 2 + r with |r| <= ln 2 / 2, exp(x) = 2^n exp(r); adding
 // and subtracting `magic` rounds to an integer, which -ffast-math would delete: never compile with it.
-MEDSEQ_INLINE Simd<float>::V exp_nonpositive(Simd<float>::V x) {
+MEDSEQ_INLINE Simd<float>::V exp_bounded(Simd<float>::V x) {
   typedef Simd<float>::V V;
   typedef Simd<float>::I I;
   const float magic = 12582912.0f;
@@ -87,7 +86,7 @@ MEDSEQ_INLINE Simd<float>::V exp_nonpositive(Simd<float>::V x) {
   return x < lowest ? V{} : p * scale;
 }
 
-MEDSEQ_INLINE Simd<double>::V exp_nonpositive(Simd<double>::V x) {
+MEDSEQ_INLINE Simd<double>::V exp_bounded(Simd<double>::V x) {
   typedef Simd<double>::V V;
   typedef Simd<double>::I I;
   const double magic = 6755399441055744.0;

@@ -22,7 +22,8 @@ template <class S> struct Chunk64 : Channels<S> {
   // What token t sees behind it: the chunks before its own, its chunk so far, and the tokens s < j <= t with growing
   // weight. `open` is the exponent that the chunk's first token s has grown to.
   struct Behind {
-    St before, inside, grown;
+    St before;
+    Running<S> inside, grown;
     V open, since; // since = t - s
   };
 
@@ -50,7 +51,7 @@ template <class S> struct Chunk64 : Channels<S> {
         put(y, t, numerator(behind, after, p, vt) / denominator(behind, after, p));
         leave(behind, kt, vt);
       }
-      carried = add<S>(behind.before, behind.inside, w);
+      carried = add<S>(behind.before, behind.inside.sum, w);
     }
   }
 
@@ -66,6 +67,7 @@ template <class S> struct Chunk64 : Channels<S> {
   V factor, shift; // 1 - e^w = factor * e^shift, neither of which overflows
 
   void prepare() {
+    Base::slack = 0;
     for (int i = 0; i < Lanes<S>::count; ++i) {
       double rate = w[i];
       factor[i] = static_cast<S>(rate > 0 ? expm1(-rate) : -expm1(rate));
@@ -74,13 +76,13 @@ template <class S> struct Chunk64 : Channels<S> {
   }
 
   MEDSEQ_MEMBER Behind open_chunk(int64_t b, const St &carried) const {
-    return {carried, empty<S>(), empty<S>(), at(k, begin(b)), splat(S(0))};
+    return {carried, running<S>(empty<S>()), running<S>(empty<S>()), at(k, begin(b)), splat(S(0))};
   }
   MEDSEQ_MEMBER void enter(Behind &c, bool first, V kt, V vt) const {
-    if (!first) c.grown = push<S>(c.grown, -w, kt, vt, splat(S(1)));
+    if (!first) push<S>(c.grown, -w, kt, vt, splat(S(1)), S(0));
   }
   MEDSEQ_MEMBER void leave(Behind &c, V kt, V vt) const {
-    c.inside = step(c.inside, kt, vt);
+    step(c.inside, kt, vt);
     c.before = aged<S>(c.before);
     c.since = c.since + 1;
   }
@@ -88,28 +90,29 @@ template <class S> struct Chunk64 : Channels<S> {
   MEDSEQ_MEMBER Exponents exponents(const Behind &c, const St &after, V kt) const {
     Exponents e;
     e.before = exponent<S>(aged<S>(c.before), w);
-    e.inside = exponent<S>(c.inside, w);
-    e.grown = exponent<S>(c.grown, -w) + shift;
+    e.inside = exponent<S>(c.inside.sum, w);
+    e.grown = exponent<S>(c.grown.sum, -w) + shift;
     e.after = exponent<S>(aged<S>(after), w);
     e.self = u + kt;
     e.m = vmax(vmax(vmax(e.before, e.inside), vmax(e.grown, e.after)), vmax(e.self, c.open + w * c.since));
     return e;
   }
   MEDSEQ_MEMBER Weights weigh(const Exponents &e) const {
-    return {exp_nonpositive(e.before - e.m), exp_nonpositive(e.inside - e.m), factor * exp_nonpositive(e.grown - e.m),
-            exp_nonpositive(e.after - e.m), exp_nonpositive(e.self - e.m)};
+    return {exp_bounded(e.before - e.m), exp_bounded(e.inside - e.m), factor * exp_bounded(e.grown - e.m),
+            exp_bounded(e.after - e.m), exp_bounded(e.self - e.m)};
   }
   MEDSEQ_MEMBER V numerator(const Behind &c, const St &after, const Weights &p, V vt) const {
-    return p.before * c.before.n + p.inside * c.inside.n + p.grown * c.grown.n + p.after * after.n + p.self * vt;
+    return p.before * c.before.n + p.inside * c.inside.sum.n + p.grown * c.grown.sum.n + p.after * after.n + p.self * vt;
   }
   MEDSEQ_MEMBER V denominator(const Behind &c, const St &after, const Weights &p) const {
-    return p.before * c.before.d + p.inside * c.inside.d + p.grown * c.grown.d + p.after * after.d + p.self +
+    return p.before * c.before.d + p.inside * c.inside.sum.d + p.grown * c.grown.sum.d + p.after * after.d + p.self +
            static_cast<S>(kEpsilon);
   }
 
   // Left to right: the queries again, and what they send to later tokens.
   void backward_forwards() {
-    St carried = empty<S>(), earlier = empty<S>();
+    St carried = empty<S>();
+    Running<S> earlier = running<S>(carried);
     const V two = splat(S(2));
     for (int64_t b = 0; b < blocks(); ++b) {
       Base::expand_future(b);
@@ -124,22 +127,22 @@ template <class S> struct Chunk64 : Channels<S> {
         Weights p = weigh(e);
         V d = denominator(c, after, p);
         V yt = numerator(c, after, p, vt) / d, q = at(gy, t) / d, self = p.self * q;
-        V weight = exp_nonpositive(kt + exponent<S>(aged<S>(earlier), w));
-        put(gv, t, self + weight * earlier.d);
-        put(gk, t, self * (vt - yt) + weight * (vt * earlier.d - earlier.n));
+        V weight = exp_bounded(kt + exponent<S>(aged<S>(earlier.sum), w));
+        put(gv, t, self + weight * earlier.sum.d);
+        put(gk, t, self * (vt - yt) + weight * (vt * earlier.sum.d - earlier.sum.n));
         block_gu += self * (vt - yt);
         // e^-w before the far sums and 1 - e^w before the grown one depend on w themselves.
-        V slope = exp_nonpositive(exponent<S>(c.grown, -w) + w - e.m);
+        V slope = exp_bounded(exponent<S>(c.grown.sum, -w) + w - e.m);
         block_gw -= q * (p.before * (c.before.n - yt * c.before.d) + p.after * (after.n - yt * after.d) +
-                         slope * (c.grown.n - yt * c.grown.d));
-        block_gw -= paired<S>(after, earlier, w, two);
+                         slope * (c.grown.sum.n - yt * c.grown.sum.d));
+        block_gw -= paired<S>(after, earlier.sum, w, two);
         V *kept = token + 4 * t;
         kept[0] = q * yt, kept[1] = q, kept[2] = -e.m;
         kept[3] = find_largest(c, after, e, q * yt * S(-kEpsilon), block_gw, block_gu);
-        earlier = push<S>(earlier, w, -e.m, q * yt, q);
+        push<S>(earlier, w, -e.m, q * yt, q, Base::kSlack);
         leave(c, kt, vt);
       }
-      carried = add<S>(c.before, c.inside, w);
+      carried = add<S>(c.before, c.inside.sum, w);
       gw += block_gw, gu += block_gu;
     }
   }
@@ -156,9 +159,9 @@ template <class S> struct Chunk64 : Channels<S> {
       slope = found ? its_slope : slope;
     };
     choose(e.before, -c.before.age - 1, -c.before.age - 1);
-    choose(e.inside, -c.inside.age - 1, -c.inside.age);
+    choose(e.inside, -c.inside.sum.age - 1, -c.inside.sum.age);
     choose(e.after, after.age + 1, -after.age - 1);
-    choose(e.grown, -c.grown.age, c.grown.age + (shift > 0 ? one : none));
+    choose(e.grown, -c.grown.sum.age, c.grown.sum.age + (shift > 0 ? one : none));
     choose(e.self, none, none);
     block_gw += gm * slope;
     block_gu += e.self == e.m ? gm : none;
@@ -179,38 +182,38 @@ template <class S> struct Chunk64 : Channels<S> {
     St later = empty<S>(); // adjoint of what crosses the chunk's end
     for (int64_t b = blocks() - 1; b >= 0; --b) {
       recompute_behind(b);
-      St inside = empty<S>(), grown = empty<S>();
+      Running<S> inside = running<S>(empty<S>()), grown = inside;
       V block_gw = splat(S(0));
       for (int64_t t = end(b) - 1; t >= begin(b); --t) {
         V kt = at(k, t), vt = at(v, t);
         const V *kept = token + 4 * t;
         const St *s = scratch + 3 * (t - begin(b));
-        block_gw -= paired<S>(s[0], later, w, two) + paired<S>(s[0], inside, w, two) +
-                    paired<S>(s[1], later, w, two) + paired<S>(s[1], inside, w, one);
-        block_gw += factor * exp_shifted(s[2], grown);
-        V p_later = exp_nonpositive(kt + exponent<S>(aged<S>(later), w));
-        V p_inside = exp_nonpositive(kt + exponent<S>(inside, w));
-        V sum_q = p_later * later.d + p_inside * inside.d;
-        V sum_qy = p_later * later.n + p_inside * inside.n;
+        block_gw -= paired<S>(s[0], later, w, two) + paired<S>(s[0], inside.sum, w, two) +
+                    paired<S>(s[1], later, w, two) + paired<S>(s[1], inside.sum, w, one);
+        block_gw += factor * paired_grown(s[2], grown.sum);
+        V p_later = exp_bounded(kt + exponent<S>(aged<S>(later), w));
+        V p_inside = exp_bounded(kt + exponent<S>(inside.sum, w));
+        V sum_q = p_later * later.d + p_inside * inside.sum.d;
+        V sum_qy = p_later * later.n + p_inside * inside.sum.n;
         if (t > begin(b)) {
-          grown = push<S>(grown, -w, kept[2], kept[0], kept[1]);
-          V p_grown = factor * exp_nonpositive(kt + exponent<S>(grown, -w) + shift);
-          sum_q += p_grown * grown.d;
-          sum_qy += p_grown * grown.n;
+          push<S>(grown, -w, kept[2], kept[0], kept[1], Base::kSlack);
+          V p_grown = factor * exp_bounded(kt + exponent<S>(grown.sum, -w) + shift);
+          sum_q += p_grown * grown.sum.d;
+          sum_qy += p_grown * grown.sum.n;
         }
         accumulate(gv, t, sum_q);
         accumulate(gk, t, vt * sum_q - sum_qy);
-        inside = push<S>(inside, w, kept[2], kept[0], kept[1]);
+        push<S>(inside, w, kept[2], kept[0], kept[1], Base::kSlack);
         later = aged<S>(later);
       }
-      later = add<S>(later, inside, w);
+      later = add<S>(later, inside.sum, w);
       gw += block_gw;
     }
   }
 
   // `paired` of the grown sum, with the e^shift of its factor.
-  MEDSEQ_MEMBER V exp_shifted(const St &a, const St &b) const {
-    return exp_nonpositive((a.top + b.top) + w * (a.age + b.age + 1) + shift) * (b.d * a.n - b.n * a.d);
+  MEDSEQ_MEMBER V paired_grown(const St &a, const St &b) const {
+    return exp_bounded((a.top + b.top) + w * (a.age + b.age + 1) + shift) * (b.d * a.n - b.n * a.d);
   }
 
   void recompute_behind(int64_t b) {
@@ -219,7 +222,7 @@ template <class S> struct Chunk64 : Channels<S> {
       V kt = at(k, t), vt = at(v, t);
       enter(c, t == begin(b), kt, vt);
       St *s = scratch + 3 * (t - begin(b));
-      s[0] = c.before, s[1] = c.inside, s[2] = c.grown;
+      s[0] = c.before, s[1] = c.inside.sum, s[2] = c.grown.sum;
       leave(c, kt, vt);
     }
   }

@@ -22,20 +22,22 @@ template <class S> struct Exact : Channels<S> {
   }
 
   void forward() {
+    Base::slack = Base::kSlack;
     Base::sweep_future();
-    St before = empty<S>();
+    Running<S> before = running<S>(empty<S>());
     for (int64_t b = 0; b < blocks(); ++b) {
       Base::expand_future(b);
       for (int64_t t = begin(b); t < end(b); ++t) {
         V kt = at(k, t), vt = at(v, t);
-        St all = all_of(before, scratch[t - begin(b)], kt, vt);
+        St all = all_of(before.sum, scratch[t - begin(b)], kt, vt);
         put(y, t, all.n / all.d);
-        before = step(before, kt, vt);
+        step(before, kt, vt);
       }
     }
   }
 
   void backward() {
+    Base::slack = Base::kSlack;
     Base::sweep_future();
     backward_forwards();
     backward_backwards();
@@ -44,26 +46,26 @@ template <class S> struct Exact : Channels<S> {
  private:
   // Left to right: the queries again, and what they send to later tokens (through their future sums).
   void backward_forwards() {
-    St before = empty<S>(), earlier = empty<S>();
+    Running<S> before = running<S>(empty<S>()), earlier = before;
     for (int64_t b = 0; b < blocks(); ++b) {
       Base::expand_future(b);
-      past[b] = before;
+      past[b] = before.sum;
       V block_gw = splat(S(0)), block_gu = splat(S(0));
       for (int64_t t = begin(b); t < end(b); ++t) {
         const St &after = scratch[t - begin(b)];
         V kt = at(k, t), vt = at(v, t);
-        St all = all_of(before, after, kt, vt);
+        St all = all_of(before.sum, after, kt, vt);
         V m = exponent<S>(all, w), yt = all.n / all.d, q = at(gy, t) / all.d;
-        V self = exp_nonpositive(u + kt - m) * q;
-        V weight = exp_nonpositive(kt + exponent<S>(earlier, w));
-        put(gv, t, self + weight * earlier.d);
-        put(gk, t, self * (vt - yt) + weight * (vt * earlier.d - earlier.n));
+        V self = exp_bounded(u + kt - m) * q;
+        V weight = exp_bounded(kt + exponent<S>(earlier.sum, w));
+        put(gv, t, self + weight * earlier.sum.d);
+        put(gk, t, self * (vt - yt) + weight * (vt * earlier.sum.d - earlier.sum.n));
         block_gu += self * (vt - yt);
-        block_gw -= paired<S>(after, earlier, w, splat(S(1)));
+        block_gw -= paired<S>(after, earlier.sum, w, splat(S(1)));
         V *kept = token + 4 * t;
         kept[0] = q * yt, kept[1] = q, kept[2] = -m;
-        earlier = push<S>(earlier, w, -m, q * yt, q);
-        before = step(before, kt, vt);
+        push<S>(earlier, w, -m, q * yt, q, Base::kSlack);
+        step(before, kt, vt);
       }
       gw += block_gw, gu += block_gu;
     }
@@ -71,22 +73,22 @@ template <class S> struct Exact : Channels<S> {
 
   // Right to left: what the queries send to earlier tokens (through their past sums).
   void backward_backwards() {
-    St later = empty<S>();
+    Running<S> later = running<S>(empty<S>());
     for (int64_t b = blocks() - 1; b >= 0; --b) {
-      St before = past[b];
+      Running<S> before = running<S>(past[b]);
       for (int64_t t = begin(b); t < end(b); ++t) {
-        scratch[t - begin(b)] = before;
-        before = step(before, at(k, t), at(v, t));
+        scratch[t - begin(b)] = before.sum;
+        step(before, at(k, t), at(v, t));
       }
       V block_gw = splat(S(0));
       for (int64_t t = end(b) - 1; t >= begin(b); --t) {
         V kt = at(k, t), vt = at(v, t);
-        V weight = exp_nonpositive(kt + exponent<S>(later, w));
-        accumulate(gv, t, weight * later.d);
-        accumulate(gk, t, weight * (vt * later.d - later.n));
-        block_gw -= paired<S>(scratch[t - begin(b)], later, w, splat(S(1)));
+        V weight = exp_bounded(kt + exponent<S>(later.sum, w));
+        accumulate(gv, t, weight * later.sum.d);
+        accumulate(gk, t, weight * (vt * later.sum.d - later.sum.n));
+        block_gw -= paired<S>(scratch[t - begin(b)], later.sum, w, splat(S(1)));
         const V *kept = token + 4 * t;
-        later = push<S>(later, w, kept[2], kept[0], kept[1]);
+        push<S>(later, w, kept[2], kept[0], kept[1], Base::kSlack);
       }
       gw += block_gw;
     }

@@ -208,17 +208,18 @@ class _Chunk64:
         earlier = merged(*_past(queries, w))
         growing = _running(queries.flipped(), -w, 2)
         grown = growing.flipped()
-        not_first = (self.chunks.position(w) > 0).to(w.dtype)
+        # A chunk's first token is not in its grown sum; its exponent would not be bounded either.
+        not_first = torch.where(self.chunks.position(w) > 0, k, _EMPTY)
         # The adjoints with their weights as seen from token j, its own query last.
         seen = [
             ((k + later.o - w).exp(), later),
             ((k + inside.o).exp(), inside),
             ((k + earlier.o - w).exp(), earlier),
-            (not_first * self.factor * (k + grown.o + self.shift).exp(), grown),
+            (self.factor * (not_first + grown.o + self.shift).exp(), grown),
             (self.self_weight, queries),
         ]
-        gv = sum(p * x.d for p, x in seen)
-        gk = v * gv - sum(p * x.n for p, x in seen)
+        gv = torch.stack([p * x.d for p, x in seen]).sum(0)
+        gk = v * gv - torch.stack([p * x.n for p, x in seen]).sum(0)
         gu = self.self_weight * q * (v - y)
         gw = -_paired(self.after, earlier, 2 * w) - _paired(self.inside, inside, w)
         gw = gw - _paired(self.before, merged(later, inside), 2 * w) - _paired(self.inside, later, 2 * w)

@@ -4,6 +4,8 @@ The weights of all pairs of tokens stand in one table: O(length^2) time and memo
 by autograd. Written to be checked by eye against README.md, not for production.
 """
 
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -48,11 +50,14 @@ def bi_wkv(
     return torch.einsum("btjc,bjc->btc", weights, v) / (weights.sum(dim=2) + epsilon)
 
 
-def backward(gy: Tensor, w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention: str) -> tuple[Tensor, ...]:
+def backward(
+    gy: Tensor, w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of w, u, k, v by autograd of `bi_wkv`, for use below the dispatcher's autograd."""
     with torch.enable_grad():
-        _, pull = torch.func.vjp(lambda *inputs: bi_wkv(*inputs, convention), w, u, k, v)
-        return tuple(gradient.detach() for gradient in pull(gy))
+        pull = torch.func.vjp(partial(bi_wkv, convention=convention), w, u, k, v)[1]
+        gw, gu, gk, gv = (gradient.detach() for gradient in pull(gy))
+    return gw, gu, gk, gv
 
 
 def exact_weights(

@@ -42,7 +42,7 @@ def _backward(gy: Tensor, w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention
         return tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs)
     dtype = _compute_dtype(*inputs)
     run = _BACKWARD[choose(v.device.type).name]
-    gradients = run(gy.to(dtype), *(x.to(dtype) for x in inputs), convention)
+    gradients = run(gy.to(dtype), w.to(dtype), u.to(dtype), k.to(dtype), v.to(dtype), convention)
     return tuple(g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True))
 
 
