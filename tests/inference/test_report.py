@@ -214,7 +214,7 @@ def test_the_page_draws_in_a_browser(run, tmp_path):
     browser = shutil.which("chromium")
     assert browser, "chromium is missing: make system-test-deps installs it"
     shot = tmp_path / "shot.png"
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu"]
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     command += [f"--screenshot={shot}", "--window-size=1280,1600", f"--user-data-dir={tmp_path / 'profile'}"]
     subprocess.run([*command, (out / "report.html").as_uri()], check=True, capture_output=True, timeout=120)
     pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
