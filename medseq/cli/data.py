@@ -1,5 +1,8 @@
 """`medseq data`: the data sets that medseq knows, and real examples that install from package registries."""
 
+from contextlib import suppress
+from pathlib import Path
+
 import typer
 
 from medseq.cli.console import AsJson, Verbose, print_json, table
@@ -12,15 +15,54 @@ app = typer.Typer(no_args_is_help=True, help="Data sets that medseq knows: publi
 @app.command("list")
 def list_sets(as_json: AsJson = False, verbose: Verbose = False) -> None:
     """List the data manifests: what each set is, where it comes from and its licence."""
-    import yaml
+    from medseq.cli.share import read_manifests
 
-    from medseq.cli.share import share_folder
-
-    manifests = {}
-    for path in sorted(share_folder("data_manifests").glob("*.yaml")):
-        manifests[path.stem] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    manifests = read_manifests()
     if as_json:
         print_json(manifests)
         return
     rows = [[name, str(entry.get("title", "")), str(entry.get("licence", ""))] for name, entry in manifests.items()]
     table(["manifest", "what", "licence"], rows)
+
+
+@app.command("example")
+def examples(as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Show which real example images are installed, whether they are the known ones, and how to get the others.
+
+    Exit code 3 if an installed file differs from its manifest.
+    """
+    from medseq.cli.share import read_manifests
+
+    found = []
+    for name, manifest in read_manifests().items():
+        for entry in manifest.get("files", []):
+            state = _state(entry["path"], entry["sha256"])
+            get = manifest["get"] if state == "missing" else ""
+            found.append({"manifest": name, **entry, "state": state, "get": get})
+    if as_json:
+        print_json(found)
+    else:
+        rows = [[str(row[key]) for key in ("manifest", "subject", "role", "state", "get")] for row in found]
+        table(["manifest", "subject", "role", "state", "to get it"], rows)
+    if any(row["state"] == "changed" for row in found):
+        raise typer.Exit(3)
+
+
+def _state(path: str, sha256: str) -> str:
+    """``installed``, ``changed`` or ``missing``: a path of a manifest is absolute, in a package, or in MEDSEQ_DATA."""
+    import hashlib
+    import os
+
+    from medseq.data.example import package_file
+    from medseq.errors import InputError
+
+    module, _, inside = path.partition("/")
+    # An absolute path stays what it is when joined.
+    file = Path(os.environ.get("MEDSEQ_DATA", "build/data"), path)
+    if module.isidentifier():
+        with suppress(InputError):
+            file = package_file(module, inside, module)
+    if not file.is_file():
+        return "missing"
+    with file.open("rb") as stream:
+        return "installed" if hashlib.file_digest(stream, "sha256").hexdigest() == sha256 else "changed"

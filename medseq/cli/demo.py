@@ -148,14 +148,14 @@ def _demo_ct(folder: Path, quiet: bool) -> Result:
     import numpy as np
     import torch
 
-    from medseq.data.degrade import low_dose_ct
+    from medseq.data.degrade import CTScanner, low_dose_ct
 
     path, what = sample_file(CT)
     truth = _open_dicom([path])
     clean = truth.read(0, 1)[0]
     generator = torch.Generator().manual_seed(SEED)
     with progress_bar("simulate low dose", quiet=quiet) as progress:
-        noisy = low_dose_ct(clean, truth.header.spacing_mm[1], DOSE, generator)
+        noisy = low_dose_ct(clean, truth.header.spacing_mm[1], DOSE, generator, CTScanner(angles=400))
         progress(1, 1, "")
     for name in ("input/ct/original", "truth/ct"):
         (folder / name).mkdir(parents=True)

@@ -1,11 +1,11 @@
 """Where the data folders are: inside an installed package, or beside it in a repository."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from medseq.errors import InputError, ManifestError
 
-__all__ = ["config_names", "find_config", "share_folder"]
+__all__ = ["config_names", "find_config", "read_manifests", "share_folder"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -45,3 +45,11 @@ def find_config(name: str) -> Path:
         found=name,
         wanted=f"a file, or one of {', '.join(config_names())}",
     )
+
+
+def read_manifests() -> dict[str, dict[str, Any]]:
+    """The shipped data manifests by name."""
+    import yaml
+
+    files = sorted(share_folder("data_manifests").glob("*.yaml"))
+    return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in files}
