@@ -160,7 +160,9 @@ def _parse(file: BinaryIO, headerless: bool, where: str) -> Header:
     vr, length = at[0]
     problem = None
     if not _has_decoder(syntax):
-        problem = _pixel_error("no decoder for these compressed pixels", where, syntax.name if syntax.is_valid else None)
+        problem = _pixel_error(
+            "no decoder for these compressed pixels", where, syntax.name if syntax.is_valid else None
+        )
     elif syntax == DeflatedExplicitVRLittleEndian:
         # The whole data set was inflated to get here, so nothing is cut; the position in `file` means nothing.
         pass

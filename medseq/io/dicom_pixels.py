@@ -12,7 +12,8 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 
 from medseq.errors import FormatError, RetryableError, ShapeError
 from medseq.io.dicom_header import HEADER_ERRORS, quiet
-from medseq.io.dicom_types import DicomSource, Frame
+from medseq.io.dicom_jpeg12 import decode_jpeg12, is_jpeg12
+from medseq.io.dicom_types import DicomSource, Frame, PixelFormat
 from medseq.io.privacy import path_label
 from medseq.io.volume import VolumeHeader
 
@@ -79,7 +80,7 @@ class DicomReader:
         by_index = dict(sorted((frame.index or 0, i) for frame, i in zip(frames, planes, strict=True)))
         try:
             with quiet():
-                decoded = list(_frames(path, by_index, frames[0].pixels.transfer_syntax))
+                decoded = list(_frames(path, by_index, frames[0].pixels))
         except _DECODE_ERRORS as error:
             raise _undecodable(frames[0], type(error).__name__) from None
         except OSError as error:
@@ -111,14 +112,17 @@ def padding_mask(stored: np.ndarray, frame: Frame, hounsfield: bool) -> np.ndarr
     return mask if mask.any() else None
 
 
-def _frames(path: Path, indices: Iterable[int], syntax: str) -> Iterable[np.ndarray]:
-    if UID(syntax) == DeflatedExplicitVRLittleEndian:
+def _frames(path: Path, indices: Iterable[int], pixels: PixelFormat) -> Iterable[np.ndarray]:
+    syntax = UID(pixels.transfer_syntax)
+    if is_jpeg12(pixels):
+        return decode_jpeg12(path, indices, pixels)
+    if syntax == DeflatedExplicitVRLittleEndian:
         # Only pydicom's reader of whole files inflates.
         dataset = dcmread(path)
         return iter_pixels(dataset, indices=indices, raw=True)
     # pydicom's own run-length decoder: on damaged data pylibjpeg's panics past `except Exception`.
-    plugin = "pydicom" if UID(syntax) == RLELossless else ""
-    return iter_pixels(path, indices=indices, raw=True, transfer_syntax_uid=UID(syntax), decoding_plugin=plugin)
+    plugin = "pydicom" if syntax == RLELossless else ""
+    return iter_pixels(path, indices=indices, raw=True, transfer_syntax_uid=syntax, decoding_plugin=plugin)
 
 
 def _rescaled(stored: np.ndarray, frame: Frame) -> np.ndarray:

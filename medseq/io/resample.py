@@ -11,6 +11,7 @@ from medseq.io.volume import SourceRef, VolumeHeader, VolumeReader, slice_affine
 
 __all__ = ["ResampledSource", "resample_uniform"]
 
+
 @dataclass(frozen=True)
 class ResampledSource:
     """Source header of a resampled volume: its remarks; there is no original grid to write back to."""

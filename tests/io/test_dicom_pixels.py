@@ -214,8 +214,7 @@ def test_damaged_compressed_pixels_are_a_format_error_without_names(tmp_path, rn
     ds.save_as(path)
     reader = read_one([path])
     with pytest.raises(FormatError, match="cannot be decoded .*JPEG-LS") as caught:
-        for _ in range(2):
-            reader.read(0, 1)
+        reader.read(0, 1)
     assert not any(word in str(caught.value).lower() for word in PLANTED)
     assert not any(word in "".join(capfd.readouterr()).lower() for word in PLANTED)
 
@@ -225,7 +224,7 @@ def test_damaged_run_lengths_are_a_format_error(tmp_path, rng):
     source = pydicom.dcmread(pydicom.data.get_testdata_file("MR_small_RLE.dcm"))
     data = bytearray(source.PixelData)
     path = tmp_path / "a.dcm"
-    failures = 0
+    messages = []
     for _ in range(30):
         start = int(rng.integers(80, len(data) - 200))
         damaged = bytearray(data)
@@ -237,9 +236,9 @@ def test_damaged_run_lengths_are_a_format_error(tmp_path, rng):
         try:
             read_one([path]).read(0, 1)
         except FormatError as error:
-            assert "cannot be decoded" in str(error)
-            failures += 1
-    assert failures
+            messages.append(str(error))
+    assert messages
+    assert all("cannot be decoded" in message for message in messages)
 
 
 def test_a_file_that_vanishes_is_retryable(tmp_path, rng):
