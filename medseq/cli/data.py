@@ -1,6 +1,5 @@
 """`medseq data`: the data sets that medseq knows, and real examples that install from package registries."""
 
-from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -53,15 +52,11 @@ def _state(path: str, sha256: str) -> str:
     import hashlib
     import os
 
-    from medseq.data.example import package_file
-    from medseq.errors import InputError
+    from medseq.cli.share import package_file
 
     module, _, inside = path.partition("/")
     # An absolute path stays what it is when joined.
-    file = Path(os.environ.get("MEDSEQ_DATA", "build/data"), path)
-    if module.isidentifier():
-        with suppress(InputError):
-            file = package_file(module, inside, module)
+    file = package_file(module, inside) or Path(os.environ.get("MEDSEQ_DATA", "build/data"), path)
     if not file.is_file():
         return "missing"
     with file.open("rb") as stream:

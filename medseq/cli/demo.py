@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseq.cli.console import AsJson, Quiet, Verbose, print_json, progress_bar, say
+from medseq.cli.share import package_file
 from medseq.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -125,13 +126,9 @@ def sample_file(claim: Claim) -> tuple[Path, str]:
     Raises:
         InputError: None is.
     """
-    from medseq.data.example import package_file
-
     for module, inside, what in claim.sources:
-        try:
-            return package_file(module, inside, module), what
-        except InputError:
-            continue
+        if path := package_file(module, inside):
+            return path, what
     raise InputError("the demo's images are not installed", where=claim.task, remedy="pip install 'medseq[dicom]'")
 
 
@@ -194,8 +191,8 @@ def _demo_mr(folder: Path, quiet: bool) -> Result:
 
 def _predict(claim: Claim, folder: Path, name: str, quiet: bool) -> tuple[str, dict[str, list[Path]]]:
     """Run the bundle; the report, and for each input file or its folder the files of its result."""
-    from medseq.inference import predict_folder
     from medseq.inference.ledger import Ledger
+    from medseq.inference.run import predict_folder
 
     source, out = folder / "input" / name, folder / "out" / name
     with progress_bar(f"predict {claim.bundle}", quiet=quiet) as progress:

@@ -94,9 +94,9 @@ def _extras() -> list[dict[str, Any]]:
     wanted: dict[str, list[str]] = {}
     for requirement in requirements:
         extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", requirement)
-        name = re.match(r"[\w.-]+", requirement)
-        if extra and name and name[0] != "medseq":
-            wanted.setdefault(extra[1], []).append(name[0])
+        package = re.match(r"[\w.-]+", requirement)
+        if extra and package and package[0] != "medseq":
+            wanted.setdefault(extra[1], []).append(package[0])
     out = []
     for extra, names in sorted(wanted.items()):
         missing = [name for name in names if not _installed(name)]

@@ -20,7 +20,7 @@ __all__ = ["app", "main"]
 class MedseqGroup(TyperGroup):
     """Turns the errors that medseq raises on purpose into one readable line and exit code 2."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)

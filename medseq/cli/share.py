@@ -1,11 +1,12 @@
 """Where the data folders are: inside an installed package, or beside it in a repository."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any, Literal
 
 from medseq.errors import InputError, ManifestError
 
-__all__ = ["config_names", "find_config", "read_manifests", "share_folder"]
+__all__ = ["config_names", "find_config", "package_file", "read_manifests", "share_folder"]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -53,3 +54,12 @@ def read_manifests() -> dict[str, dict[str, Any]]:
 
     files = sorted(share_folder("data_manifests").glob("*.yaml"))
     return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in files}
+
+
+def package_file(module: str, inside: str) -> Path | None:
+    """A data file of an installed Python package, whose code is not run; None if there is none."""
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (path := Path(folder, inside)).is_file():
+            return path
+    return None
