@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,7 @@ def enhanced(frames: Sequence[Dataset]) -> Dataset:
     skip |= {"RepetitionTime", "EchoTrainLength", "ScanningSequence", "SequenceVariant", "ScanOptions"}
     for element in first:
         if element.keyword not in skip and not element.tag.is_private:
-            ds.add(element)
+            ds.add(copy(element))
     ds.SOPClassUID = EnhancedCTImageStorage if ct else EnhancedMRImageStorage
     ds.SOPInstanceUID, ds.NumberOfFrames = uid(), str(len(frames))
     ds.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
