@@ -1,4 +1,4 @@
-"""Enhanced multi-frame objects: frames with their own positions and rescale, read, split and written as single frames."""
+"""Enhanced multi-frame objects: positions and rescale of every frame, read, split and written as single frames."""
 
 import numpy as np
 import pydicom
