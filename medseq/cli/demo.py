@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -35,13 +35,13 @@ class Claim:
     """What one task of the demo promises.
 
     Attributes:
-        task: Name in the output.
+        task: Modality of its images, and its name in the output.
         bundle: Shipped model.
         sources: Images to use, best first, as (module that carries it, path inside, what it is).
         gain_db: PSNR gain that must be reached.
     """
 
-    task: str
+    task: Literal["CT", "MR"]
     bundle: str
     sources: tuple[tuple[str, str, str], ...]
     gain_db: float

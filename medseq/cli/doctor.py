@@ -93,10 +93,10 @@ def _extras() -> list[dict[str, Any]]:
         return []
     wanted: dict[str, list[str]] = {}
     for requirement in requirements:
-        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", requirement)
+        marker = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", requirement)
         package = re.match(r"[\w.-]+", requirement)
-        if extra and package and package[0] != "medseq":
-            wanted.setdefault(extra[1], []).append(package[0])
+        if marker and package and package[0] != "medseq":
+            wanted.setdefault(marker[1], []).append(package[0])
     out = []
     for extra, names in sorted(wanted.items()):
         missing = [name for name in names if not _installed(name)]

@@ -63,7 +63,7 @@ def _nested(value: dict[str, Any], where: str) -> ClassSpec:
 
 def _parameter_types(cls: type) -> dict[str, Any]:
     try:
-        return get_type_hints(cls.__init__)
+        return get_type_hints(cls.__init__)  # type: ignore[misc]
     except (NameError, TypeError, AttributeError):
         return {}
 

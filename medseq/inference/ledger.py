@@ -344,7 +344,8 @@ def _verdict_holds(known: tuple[str, str | None, int], state: str, reason_code: 
 
 
 def _item(row: Sequence[Any]) -> ItemRow:
-    return ItemRow(*row[:10], json.loads(row[10]), json.loads(row[11]))
+    values = [*row[:10], json.loads(row[10]), json.loads(row[11])]
+    return ItemRow(*values)
 
 
 def _event(cursor: sqlite3.Cursor, item_id: str, state: str, worker: str | None) -> None:

@@ -137,8 +137,8 @@ class RestoreRWKV(nn.Module):
         self.refinement = level(c2, num_refinement_blocks)
         self.output = nn.Conv2d(c2, out_channels * area, 3, padding=1)
         if init == "stable":
-            nn.init.zeros_(self.output.weight)
-            nn.init.zeros_(self.output.bias)
+            for parameter in self.output.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(
         self,

@@ -69,8 +69,8 @@ class RestoreUNet(nn.Module):
             self.decoders.append(nn.Sequential(*(ResidualBlock(upper) for _ in range(count))))
         self.latent = nn.Sequential(*(ResidualBlock(dims[-1]) for _ in range(num_blocks[-1])))
         self.tail = nn.Conv2d(dims[0], 4 * out_channels, 3, padding=1)
-        nn.init.zeros_(self.tail.weight)
-        nn.init.zeros_(self.tail.bias)
+        for parameter in self.tail.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(
         self, image: Float[Tensor, "batch channel row col"], condition: Tensor | None = None

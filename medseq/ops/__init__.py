@@ -1,13 +1,14 @@
 """Pure tensor functions and their kernels: no layers, no files. Names are loaded on first use."""
 
 from importlib import import_module
+from typing import Any
 
 __all__ = ["backends", "bi_wkv"]
 
 _HOME = {"backends": "medseq.ops.backend", "bi_wkv": "medseq.ops.wkv"}
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     # Lazy, because medseq.ops.quality and the backend table must load without torch.
     if name not in _HOME:
         raise AttributeError(f"module 'medseq.ops' has no attribute {name!r}")
