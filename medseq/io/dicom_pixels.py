@@ -14,6 +14,7 @@ from medseq.errors import FormatError, RetryableError, ShapeError
 from medseq.io.dicom_header import HEADER_ERRORS, quiet
 from medseq.io.dicom_jpeg12 import decode_jpeg12, is_jpeg12
 from medseq.io.dicom_types import DicomSource, Frame, PixelFormat
+from medseq.io.integers import row_blocks
 from medseq.io.privacy import path_label
 from medseq.io.volume import VolumeHeader
 
@@ -52,7 +53,7 @@ class DicomReader:
         stored = self.stored(lo, hi)
         out = np.empty((hi - lo, *self._header.plane_shape), dtype=np.float32)
         for i in range(lo, hi):
-            out[i - lo] = _rescaled(stored[i - lo], self._source.frames[i])
+            _rescale(stored[i - lo], self._source.frames[i], out[i - lo])
         return out
 
     def valid(self, lo: int, hi: int) -> np.ndarray | None:
@@ -125,12 +126,15 @@ def _frames(path: Path, indices: Iterable[int], pixels: PixelFormat) -> Iterable
     return iter_pixels(path, indices=indices, raw=True, transfer_syntax_uid=syntax, decoding_plugin=plugin)
 
 
-def _rescaled(stored: np.ndarray, frame: Frame) -> np.ndarray:
+def _rescale(stored: np.ndarray, frame: Frame, out: np.ndarray) -> None:
+    """Stored values to real ones, written into `out` (row, col) float32."""
     if frame.lut:
         with quiet():
-            return apply_modality_lut(stored, dcmread(frame.path, stop_before_pixels=True, force=True))
-    # In float64, as pydicom does it, then rounded once.
-    return stored.astype(np.float64) * frame.slope + frame.intercept
+            out[:] = apply_modality_lut(stored, dcmread(frame.path, stop_before_pixels=True, force=True))
+        return
+    for rows in row_blocks(stored.shape):
+        # In float64, as pydicom does it, then rounded once.
+        out[rows] = stored[rows].astype(np.float64) * frame.slope + frame.intercept
 
 
 def _undecodable(frame: Frame, found: str) -> FormatError:

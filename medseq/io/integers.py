@@ -4,7 +4,9 @@ import numpy as np
 
 from medseq.errors import OutputError
 
-__all__ = ["integer_limits", "to_stored"]
+__all__ = ["integer_limits", "row_blocks", "to_stored"]
+
+_BLOCK = 1 << 20
 
 
 def integer_limits(dtype: np.dtype, bits: int | None = None) -> tuple[int, int]:
@@ -22,7 +24,7 @@ def to_stored(
     """Solve ``stored * slope + intercept = values`` for integers.
 
     Args:
-        values: Real values, any shape.
+        values: Real values, at least one axis.
         slope: Not 0.
         intercept: In the units of `values`.
         dtype: Integer dtype of the result.
@@ -44,6 +46,15 @@ def to_stored(
             wanted="finite values",
             remedy="write a floating-point NIfTI or look why the result is not finite",
         )
-    stored = np.rint((values.astype(np.float64) - intercept) / slope)
-    clipped = (stored < limits[0]) | (stored > limits[1])
-    return np.clip(stored, *limits).astype(dtype), clipped
+    stored, clipped = np.empty(values.shape, dtype), np.empty(values.shape, bool)
+    for rows in row_blocks(values.shape):
+        exact = np.rint((values[rows].astype(np.float64) - intercept) / slope)
+        clipped[rows] = (exact < limits[0]) | (exact > limits[1])
+        stored[rows] = np.clip(exact, *limits)
+    return stored, clipped
+
+
+def row_blocks(shape: tuple[int, ...]) -> list[slice]:
+    """Slices of the first axis of about a million values each, so that float64 intermediates stay small."""
+    rows = max(1, _BLOCK // max(1, int(np.prod(shape[1:]))))
+    return [slice(lo, lo + rows) for lo in range(0, shape[0], rows)]
