@@ -14,6 +14,8 @@ Every message says what happened, where, what was found, what was wanted and the
 name, patient id or path that may contain one: `where` takes an opaque label (`medseq.io.privacy.label`).
 """
 
+from typing import Any
+
 __all__ = [
     "BackendError",
     "BundleError",
@@ -58,12 +60,14 @@ class MedseqError(Exception):
             text += f"; {remedy}"
         super().__init__(text)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions cross process borders in the batch engine; the default drops keyword arguments.
         return _rebuild, (type(self), self.what, self.where, self.found, self.wanted, self.remedy)
 
 
-def _rebuild(cls, what, where, found, wanted, remedy):
+def _rebuild(
+    cls: type["MedseqError"], what: str, where: object, found: object, wanted: object, remedy: str | None
+) -> "MedseqError":
     return cls(what, where=where, found=found, wanted=wanted, remedy=remedy)
 
 

@@ -1,6 +1,7 @@
 """Bidirectional WKV by the compiled kernel (csrc/wkv.cpp): float32 or float64 tensors in CPU memory."""
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -50,7 +51,7 @@ def _kernels() -> ModuleType:
     return kernels
 
 
-def _problem(convention: str, w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> tuple:
+def _problem(convention: str, w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:
     addresses = (x.data_ptr() for x in (w, u, k, v))
     return (cpu_isa(), k.dtype == torch.float64, convention == "chunk64", *k.shape, *addresses)
 

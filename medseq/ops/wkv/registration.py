@@ -4,6 +4,8 @@ The dispatcher is the registry of implementations: CPU and CUDA tensors get what
 autograd and `torch.compile` see one opaque operator with exact gradients.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -54,12 +56,12 @@ def _fake_backward(gy: Tensor, w: Tensor, u: Tensor, k: Tensor, v: Tensor, conve
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (w, u, k, v))
 
 
-def _save_inputs(ctx, inputs: tuple, output: Tensor) -> None:
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.convention = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _autograd_backward(ctx, gy: Tensor) -> tuple[Tensor | None, ...]:
+def _autograd_backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     return (*torch.ops.medseq.bi_wkv_backward(gy, *ctx.saved_tensors, ctx.convention), None)
 
 
