@@ -229,27 +229,19 @@ def _read(reader: VolumeReader, lo: int, hi: int) -> tuple[np.ndarray, np.ndarra
     """Planes and their mask; None if every pixel is valid.
 
     Raises:
-        FormatError: Valid pixels that are not finite; the message counts those of the whole volume.
+        FormatError: Pixels that are not finite, marked as padding or not; the message counts those of the volume.
     """
     planes, valid = reader.read(lo, hi), reader.valid(lo, hi)
-    if valid is not None and valid.all():
-        valid = None
-    if _count_bad(planes, valid):
+    if not np.isfinite(planes).all():
         total = reader.header.planes
-        pieces = ((reader.read(i, i + 1), reader.valid(i, i + 1)) for i in range(total))
-        bad = sum(_count_bad(*piece) for piece in pieces)
+        bad = sum(int(np.count_nonzero(~np.isfinite(reader.read(i, i + 1)))) for i in range(total))
         raise FormatError(
             "pixels are NaN or infinite",
             found=f"{bad} of {total * planes[0].size}",
             wanted="finite values",
-            remedy="repair or mask them in the source",
+            remedy="replace them in the source, by 0 where there is background",
         )
-    return planes, valid
-
-
-def _count_bad(planes: np.ndarray, valid: np.ndarray | None) -> int:
-    bad = ~np.isfinite(planes)
-    return int(np.count_nonzero(bad if valid is None else bad & valid))
+    return planes, None if valid is not None and valid.all() else valid
 
 
 def _output(role: Role, paths: Sequence[Any]) -> Output:

@@ -31,12 +31,12 @@ def require_apart(source: Path, out: Path) -> None:
 def prepared(out: Path) -> Iterator[None]:
     """Make sure that the output can be written, before any work; a folder that stays empty is removed again."""
     created = [path for path in (out, *out.parents) if not path.exists()]
-    with written("the output folder"):
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".probe-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
     try:
+        with written("the output folder"):
+            out.mkdir(parents=True, exist_ok=True)
+            probe = out / f".probe-{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
         yield
     finally:
         for path in created:

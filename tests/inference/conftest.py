@@ -71,7 +71,7 @@ def mr_bundle(tmp_path):
     return save_tiny_bundle(tmp_path / "tiny-mr", modality=("MR",), units="1")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make() -> SimpleNamespace:
     """Everything below, since test modules cannot import from here."""
     return SimpleNamespace(
@@ -102,8 +102,9 @@ def write_series(
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
     folder.mkdir(parents=True, exist_ok=True)
+    # Calls that name a series write parts of the same one.
     series, paths = series or generate_uid(), []
-    study, frame_of_reference = generate_uid(), generate_uid()
+    study, frame_of_reference = f"{series[:60]}.1", f"{series[:60]}.2"
     for number, plane in enumerate(pixels):
         meta = FileMetaDataset()
         meta.MediaStorageSOPClassUID = CTImageStorage if modality == "CT" else MRImageStorage
