@@ -56,8 +56,8 @@ METHODS: dict[str, tuple[Callable[..., np.ndarray], Sequence[float]]] = {
     "nothing": (nothing, (1.0,)),
     "NLM": (nlm, (0.3, 0.5, 0.7, 0.9, 1.1, 1.4, 1.8)),
     "TV": (total_variation, (0.7, 1.0, 1.4, 2.0, 2.8)),
-    "wavelet": (wavelet, (0.8, 1.2, 1.8, 2.6)),
-    "BM3D": (bm3d, (0.8, 1.0, 1.3, 1.7)),
+    "wavelet": (wavelet, (1.0, 1.5, 2.2, 3.0)),
+    "BM3D": (bm3d, (1.0, 1.4, 1.8, 2.3)),
 }
 _NEEDS = {"BM3D": "bm3d", "wavelet": "pywt"}
 

