@@ -147,7 +147,7 @@ def main() -> int:
     modality = bundle.config.input.modality[0]
     levels, claimed = (DOSES, 0.25) if modality == "CT" else (NOISES, 0.06)
     others = other_ct_cases() if modality == "CT" else other_mr_cases()
-    own = head_cases("test") if modality == "CT" else []
+    own = head_cases("test")[::2] if modality == "CT" else []
     limit: Callable[[np.ndarray], np.ndarray] = (lambda x: in_window(x, WINDOW)) if modality == "CT" else (lambda x: x)
 
     restore = network(bundle)
@@ -178,6 +178,8 @@ def main() -> int:
             )
             tables.append(table)
             print(table.markdown(against="nothing"), flush=True)
+            if title == "Other patients" and modality == "CT" and level == 0.5:
+                failures += judge_full_dose(table, bundle.config.name)
             if title == "Other patients" and level == claimed:
                 failures += judge(table, bundle.config.name, [m for m in methods if m in available()])
     checks = fed_the_original(others, restore)
@@ -225,6 +227,18 @@ def judge(table: Table, name: str, classical: list[str]) -> list[str]:
         if mine <= theirs:
             failures.append(f"{metric}: {name} {mine:.3f}, {best} {theirs:.3f}")
     return failures
+
+
+def judge_full_dose(table: Table, name: str) -> list[str]:
+    """No loss on a full-dose scan.
+
+    Dose 1 adds no noise, so that a gain over it is not defined. A scan at the full dose of the acquired image, taken as
+    the object, has as much added noise as half the dose adds to the acquired image: that is this table.
+    """
+    delta = table.difference("PSNR window", name, "nothing")
+    interval = f"[{delta.low:+.3f}, {delta.high:+.3f}]"
+    print(f"claim: PSNR gain at full-dose noise >= 0: {delta.mean:+.3f} {interval}")
+    return [] if delta.mean >= 0 else [f"PSNR gain at full-dose noise {delta.mean:+.3f}"]
 
 
 def judge_original(table: Table, modality: str) -> list[str]:
