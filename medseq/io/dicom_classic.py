@@ -19,6 +19,7 @@ from pydicom.uid import (
 
 from medseq.errors import OutputError
 from medseq.io.dicom_frames import flatten
+from medseq.io.dicom_header import quiet
 
 __all__ = ["classic_class", "to_classic"]
 
@@ -63,10 +64,12 @@ def classic_class(uid: str) -> UID:
     Raises:
         OutputError: There is none that medseq writes.
     """
-    if UID(uid) not in _CLASSIC:
+    if uid not in _CLASSIC:
+        with quiet():
+            name = UID(uid).name
         raise OutputError(
             "no single-frame DICOM class for frames of this object",
-            found=UID(uid).name,
+            found=name,
             wanted="enhanced CT or MR",
             remedy="write NIfTI instead",
         )

@@ -10,9 +10,9 @@ import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from medseq.errors import RetryableError, ShapeError
+from medseq.errors import FormatError, ShapeError
 from medseq.io.dicom_frames import flatten, is_enhanced
-from medseq.io.dicom_header import HEADER_ERRORS, quiet
+from medseq.io.dicom_header import understood
 from medseq.io.dicom_types import DicomSource
 from medseq.io.privacy import path_label
 from medseq.io.volume import VolumeHeader
@@ -75,15 +75,13 @@ def read_window(header: VolumeHeader, plane: int | None = None) -> DisplayWindow
         raise ShapeError("no such plane", found=plane, wanted=f"0 <= plane < {len(source.frames)}")
     frame = source.frames[plane]
     try:
-        with quiet():
+        with understood(path_label(frame.path), "the window makes no sense"):
             dataset = dcmread(frame.path, stop_before_pixels=True, force=True)
             groups = flatten(dataset, frame.index or 0) if is_enhanced(dataset) else Dataset()
             return _window(dataset, groups, frame.pixels.photometric == "MONOCHROME1")
-    except HEADER_ERRORS:
-        # A window that makes no sense is no reason to fail: the caller falls back to the values themselves.
+    except FormatError:
+        # No reason to fail: the caller falls back to the values themselves.
         return None
-    except OSError:
-        raise RetryableError("the file cannot be read", where=path_label(frame.path)) from None
 
 
 def _window(dataset: Dataset, groups: Dataset, inverted: bool) -> DisplayWindow | None:

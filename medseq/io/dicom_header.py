@@ -28,15 +28,15 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from medseq.errors import FormatError, RetryableError
+from medseq.errors import FormatError, MedseqError, RetryableError
 from medseq.io.privacy import path_label
 
-__all__ = ["HEADER_ERRORS", "Header", "NotDicomError", "quiet", "read_header"]
+__all__ = ["Header", "NotDicomError", "quiet", "read_header", "understood"]
 
-# What pydicom raises on damaged files; found by cutting and flipping bytes of real ones.
-HEADER_ERRORS = (
+# What pydicom and its decoders raise on damaged files; found by cutting and flipping bytes of real ones.
+_DAMAGE = (
     *(InvalidDicomError, BytesLengthException, ValueError, TypeError, AttributeError, LookupError, ArithmeticError),
-    *(NotImplementedError, EOFError, RecursionError, AssertionError, struct.error, zlib.error),
+    *(RuntimeError, EOFError, AssertionError, struct.error, zlib.error),
 )
 
 _PIXEL_TAGS = (0x7FE00010, 0x7FE00008, 0x7FE00009)
@@ -90,6 +90,36 @@ def quiet() -> Iterator[None]:
         logger.disabled = disabled
 
 
+@contextmanager
+def understood(
+    where: str, what: str, *, found: str = "", remedy: str = "copy the file again from its source"
+) -> Iterator[None]:
+    """Call pydicom quietly; turn what it raises into `FormatError` (damage) or `RetryableError` (the disk).
+
+    Args:
+        where: Label of the file or series.
+        what: What is wrong if the data make no sense.
+        found: Put before the kind of the original error.
+        remedy: What the reader can do about damage.
+    """
+    try:
+        with quiet():
+            yield
+    except MedseqError:
+        raise
+    except (*_DAMAGE, OSError) as error:
+        # `from None`, here and below: the original message quotes values or holds the path.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise RetryableError(
+                "the file cannot be read",
+                where=where,
+                found=os.strerror(error.errno),
+                wanted="a readable file",
+                remedy="check its permissions and the disk",
+            ) from None
+        raise FormatError(what, where=where, found=f"{found}{type(error).__name__}", remedy=remedy) from None
+
+
 def read_header(path: Path) -> Header:
     """Read what grouping needs from one file.
 
@@ -99,29 +129,10 @@ def read_header(path: Path) -> Header:
         RetryableError: The file cannot be opened or read.
     """
     where = path_label(path)
-    try:
-        with path.open("rb") as file, quiet():
-            headerless = _sniff(file, where)
-            file.seek(0)
-            return _parse(file, headerless, where)
-    except HEADER_ERRORS as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError(
-            "the DICOM header is damaged",
-            where=where,
-            found=type(error).__name__,
-            wanted="a readable DICOM header",
-            remedy="copy the file again from its source",
-        ) from None
-    except OSError as error:
-        raise RetryableError(
-            "the file cannot be read",
-            where=where,
-            found=os.strerror(error.errno) if error.errno else type(error).__name__,
-            wanted="a readable file",
-            remedy="check its permissions and the disk",
-        ) from None
+    with understood(where, "the DICOM header is damaged"), path.open("rb") as file:
+        headerless = _sniff(file, where)
+        file.seek(0)
+        return _parse(file, headerless, where)
 
 
 def _sniff(file: BinaryIO, where: str) -> bool:
@@ -187,7 +198,7 @@ def _check_native(dataset: Dataset, length: int, remaining: int, where: str) -> 
         frames = int(dataset.get("NumberOfFrames") or 1)
         bits = int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated)
         wanted = (bits * int(dataset.get("SamplesPerPixel", 1)) * frames + 7) // 8
-    except HEADER_ERRORS:
+    except _DAMAGE:
         return _pixel_error("the size of the image is not readable", where, None)
     found = min(length, remaining)
     if found < wanted and "YBR_FULL_422" not in str(dataset.get("PhotometricInterpretation")):

@@ -1,7 +1,6 @@
 """Pixels of a DICOM stack, decoded when they are asked for; memory is bounded by the piece."""
 
 import itertools
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,8 +9,8 @@ from pydicom import dcmread
 from pydicom.pixels import apply_modality_lut, iter_pixels
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
 
-from medseq.errors import FormatError, RetryableError, ShapeError
-from medseq.io.dicom_header import HEADER_ERRORS, quiet
+from medseq.errors import FormatError, ShapeError
+from medseq.io.dicom_header import quiet, understood
 from medseq.io.dicom_jpeg12 import decode_jpeg12, is_jpeg12
 from medseq.io.dicom_types import DicomSource, Frame, PixelFormat
 from medseq.io.integers import row_blocks
@@ -20,8 +19,8 @@ from medseq.io.volume import VolumeHeader
 
 __all__ = ["DicomReader", "padding_mask"]
 
-# Decoders fail with these on top of what header parsing fails with.
-_DECODE_ERRORS = (*HEADER_ERRORS, RuntimeError)
+_UNDECODABLE = "the pixel data cannot be decoded"
+_REMEDY = "copy the file again; `medseq doctor` lists the decoders that are installed"
 # Below any real density: what is stored there, the same in the corners, is the outside of the reconstruction circle.
 _OUTSIDE_HU = -1500.0
 
@@ -79,16 +78,12 @@ class DicomReader:
     def _decode(self, path: Path, planes: list[int]) -> None:
         frames = [self._source.frames[i] for i in planes]
         by_index = dict(sorted((frame.index or 0, i) for frame, i in zip(frames, planes, strict=True)))
-        try:
-            with quiet():
-                decoded = list(_frames(path, by_index, frames[0].pixels))
-        except _DECODE_ERRORS as error:
-            raise _undecodable(frames[0], type(error).__name__) from None
-        except OSError as error:
-            found = os.strerror(error.errno) if error.errno else type(error).__name__
-            raise RetryableError("the file cannot be read", where=path_label(path), found=found) from None
+        syntax = UID(frames[0].pixels.transfer_syntax).name
+        with understood(path_label(path), _UNDECODABLE, found=f"{syntax}: ", remedy=_REMEDY):
+            decoded = list(_frames(path, by_index, frames[0].pixels))
         if len(decoded) != len(planes) or any(plane.shape != self._header.plane_shape for plane in decoded):
-            raise _undecodable(frames[0], f"{len(decoded)} planes of {[p.shape for p in decoded[:1]]}")
+            found = f"{len(decoded)} planes of {[plane.shape for plane in decoded[:1]]}"
+            raise FormatError(_UNDECODABLE, where=path_label(path), found=found, remedy=_REMEDY)
         self._stored.update(zip(by_index.values(), decoded, strict=True))
 
 
@@ -135,13 +130,3 @@ def _rescale(stored: np.ndarray, frame: Frame, out: np.ndarray) -> None:
     for rows in row_blocks(stored.shape):
         # In float64, as pydicom does it, then rounded once.
         out[rows] = stored[rows].astype(np.float64) * frame.slope + frame.intercept
-
-
-def _undecodable(frame: Frame, found: str) -> FormatError:
-    return FormatError(
-        "the pixel data cannot be decoded",
-        where=path_label(frame.path),
-        found=f"{UID(frame.pixels.transfer_syntax).name}: {found}",
-        wanted="an image that a DICOM viewer opens",
-        remedy="copy the file again; `medseq doctor` lists the decoders that are installed",
-    )

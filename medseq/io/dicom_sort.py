@@ -18,7 +18,7 @@ from medseq.errors import FormatError, MedseqError
 from medseq.io.dicom_classify import modality, skip_reason
 from medseq.io.dicom_frames import SPLIT_KEYWORDS, frames_of
 from medseq.io.dicom_geometry import Layout, layout
-from medseq.io.dicom_header import HEADER_ERRORS, Header, NotDicomError, quiet, read_header
+from medseq.io.dicom_header import Header, NotDicomError, read_header, understood
 from medseq.io.dicom_types import Broken, DicomSource, DicomStack, Frame, Skipped
 from medseq.io.privacy import label, path_label
 from medseq.io.source import SourceWarning
@@ -77,20 +77,9 @@ def group(paths: Iterable[Path]) -> tuple[list[DicomStack], list[Skipped], list[
 
 def _read(path: Path) -> _Image | Skipped:
     header = read_header(path)
-    with quiet():
-        try:
-            reason = skip_reason(header.dataset, header.has_pixels)
-            return Skipped(path, *reason) if reason else _image(path, header)
-        except HEADER_ERRORS as error:
-            if isinstance(error, MedseqError):
-                raise
-            # `from None`: pydicom's message quotes the value.
-            raise FormatError(
-                "an attribute of the DICOM header makes no sense",
-                where=path_label(path),
-                found=type(error).__name__,
-                remedy="copy the file again from its source",
-            ) from None
+    with understood(path_label(path), "an attribute of the DICOM header makes no sense"):
+        reason = skip_reason(header.dataset, header.has_pixels)
+        return Skipped(path, *reason) if reason else _image(path, header)
 
 
 def _image(path: Path, header: Header) -> _Image:

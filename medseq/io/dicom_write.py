@@ -11,15 +11,14 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.valuerep import format_number_as_ds
 
-from medseq.errors import FormatError, OutputError, RetryableError, ShapeError
+from medseq.errors import OutputError, ShapeError
 from medseq.io.atomic import clear, discard, publish, written
 from medseq.io.dicom_classic import classic_class
 from medseq.io.dicom_derive import Provenance, derived_header, series_uid
-from medseq.io.dicom_header import HEADER_ERRORS, quiet
+from medseq.io.dicom_header import understood
 from medseq.io.dicom_pixels import DicomReader, padding_mask
 from medseq.io.dicom_types import DicomSource, Frame
 from medseq.io.integers import integer_limits, to_stored
-from medseq.io.privacy import path_label
 from medseq.io.volume import VolumeHeader
 
 __all__ = ["DicomSeriesWriter"]
@@ -146,36 +145,21 @@ class DicomSeriesWriter:
 
     def _encode(self, plane: np.ndarray, frame: Frame, stored: np.ndarray, number: int) -> bytes:
         where = f"series {self._source.label}, slice {number + 1}"
-        try:
-            with quiet():
-                header = derived_header(self._source_header(frame), frame, self._series, number + 1, self._made)
-                if self._made.role == "result":
-                    mask = padding_mask(stored, frame, self._header.units == "HU")
-                    self._set_pixels(header, plane, frame, stored, mask, where)
-                else:
-                    self._set_signed_pixels(header, plane, frame, where)
-                buffer = io.BytesIO()
-                dcmwrite(buffer, header, implicit_vr=False, little_endian=True, enforce_file_format=True)
-                return buffer.getvalue()
-        except HEADER_ERRORS as error:
-            if isinstance(error, FormatError | OutputError):
-                raise
-            # `from None`: pydicom's message quotes the value.
-            raise FormatError(
-                "the source header cannot be written back",
-                where=where,
-                found=type(error).__name__,
-                remedy="write NIfTI instead",
-            ) from None
+        with understood(where, "the source header cannot be written back", remedy="write NIfTI instead"):
+            header = derived_header(self._source_header(frame), frame, self._series, number + 1, self._made)
+            if self._made.role == "result":
+                mask = padding_mask(stored, frame, self._header.units == "HU")
+                self._set_pixels(header, plane, frame, stored, mask, where)
+            else:
+                self._set_signed_pixels(header, plane, frame, where)
+            buffer = io.BytesIO()
+            dcmwrite(buffer, header, implicit_vr=False, little_endian=True, enforce_file_format=True)
+            return buffer.getvalue()
 
     def _source_header(self, frame: Frame) -> Dataset:
         if frame.index is not None and self._open is not None and self._open[0] == frame.path:
             return self._open[1]
-        try:
-            dataset = dcmread(frame.path, stop_before_pixels=True, force=True)
-        except OSError as error:
-            found = type(error).__name__
-            raise RetryableError("the file cannot be read", where=path_label(frame.path), found=found) from None
+        dataset = dcmread(frame.path, stop_before_pixels=True, force=True)
         self._open = (frame.path, dataset) if frame.index is not None else None
         return dataset
 
