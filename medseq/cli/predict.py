@@ -30,7 +30,7 @@ def predict(
         float | None, typer.Option("--overlap", help="Share of a tile that the next one covers.")
     ] = None,
     batch: Annotated[int | None, typer.Option("--batch", help="Planes or tiles a forward pass.")] = None,
-    difference: Annotated[bool, typer.Option("--difference", help="Also write result - input, as NIfTI.")] = False,
+    difference: Annotated[bool, typer.Option("--difference", help="Also write result - input.")] = False,
     resample: Annotated[bool, typer.Option("--resample", help="Put unevenly spaced slices on an even grid.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Hash finished work again before it is trusted.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try items again that failed before.")] = False,

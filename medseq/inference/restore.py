@@ -149,8 +149,8 @@ class RestorePredictor:
             raise BundleError(
                 "preprocess and input.channels disagree", found=stages[-1].shape[1], wanted=self._config.input.channels
             )
-        tiling = {"tile": self._params.tile, "overlap": self._params.overlap, "batch": self._params.batch}
-        output = apply_tiled(forward, stages[-1], blend=self._params.blend, **tiling)
+        how = self._params
+        output = apply_tiled(forward, stages[-1], tile=how.tile, overlap=how.overlap, blend=how.blend, batch=how.batch)
         restored = invert_chain(self._chain, output, stages, params)
         if restored.shape != image.shape:
             raise BundleError(

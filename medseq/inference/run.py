@@ -110,7 +110,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         tile: Side of a tile for large planes, or ``(row, col)``; default: the bundle's.
         overlap: Share of a tile that its neighbour covers too; default: the bundle's.
         batch: Planes (or tiles) a forward pass; default: the bundle's.
-        difference: Also write result - input (NIfTI).
+        difference: Also write result - input, in the format of the result.
         resample: Put unevenly spaced DICOM slices on an even grid; their result is NIfTI.
         verify: Hash inputs and results of finished items again instead of trusting sizes and times.
         retry_failed: Try every failed item again.
