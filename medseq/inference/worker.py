@@ -21,7 +21,6 @@ from medseq.inference.ledger_schema import OutputRow
 from medseq.inference.outputs import WORK, Identity, ItemSink, Layout, TappedReader, rows_of
 from medseq.inference.predictor import Flag, Predictor
 from medseq.inference.preview import preview
-from medseq.io.atomic import fsync
 from medseq.io.resample import resample_uniform
 from medseq.io.volume import Modality, Units, VolumeHeader
 
@@ -169,8 +168,8 @@ def _write_json(path: Path, content: object) -> None:
     with path.open("w", encoding="utf-8") as stream:
         json.dump(content, stream, separators=(",", ":"))
         stream.flush()
+        # Its folder is fsynced when the item is published.
         os.fsync(stream.fileno())
-    fsync(path.parent)
 
 
 def _peak_mb() -> float:
