@@ -6,9 +6,12 @@ autograd and `torch.compile` see one opaque operator with exact gradients.
 
 from typing import Any
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from medseq.errors import BackendError
 from medseq.ops.backend import choose
 from medseq.ops.wkv import chunked, cpu, naive
 
@@ -35,7 +38,8 @@ def _forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention: str) -> Ten
         return torch.empty_like(v, memory_format=torch.contiguous_format)
     dtype = _compute_dtype(w, u, k, v)
     run = _FORWARD[choose(v.device.type).name]
-    return run(w.to(dtype), u.to(dtype), k.to(dtype), v.to(dtype), convention).to(v.dtype)
+    # Contiguous, as the fake says: compiled graphs rely on the strides.
+    return run(w.to(dtype), u.to(dtype), k.to(dtype), v.to(dtype), convention).to(v.dtype).contiguous()
 
 
 def _backward(gy: Tensor, w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention: str) -> tuple[Tensor, ...]:
@@ -45,7 +49,7 @@ def _backward(gy: Tensor, w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention
     dtype = _compute_dtype(*inputs)
     run = _BACKWARD[choose(v.device.type).name]
     gradients = run(gy.to(dtype), w.to(dtype), u.to(dtype), k.to(dtype), v.to(dtype), convention)
-    return tuple(g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True))
+    return tuple(g.to(x.dtype).contiguous() for g, x in zip(gradients, inputs, strict=True))
 
 
 def _fake_forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention: str) -> Tensor:
@@ -65,9 +69,15 @@ def _autograd_backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     return (*torch.ops.medseq.bi_wkv_backward(gy, *ctx.saved_tensors, ctx.convention), None)
 
 
+def _refuse_second_derivative(ctx: Any, *gradients: Tensor) -> None:
+    # Without this torch warns once and returns a wrong zero.
+    raise BackendError("bi_wkv has no second derivative", remedy="differentiate medseq.ops.wkv.naive.bi_wkv instead")
+
+
 for _device in ("CPU", "CUDA"):
     _LIBRARY.impl("bi_wkv", _forward, _device)
     _LIBRARY.impl("bi_wkv_backward", _backward, _device)
 torch.library.register_fake("medseq::bi_wkv", _fake_forward, lib=_LIBRARY)
 torch.library.register_fake("medseq::bi_wkv_backward", _fake_backward, lib=_LIBRARY)
 torch.library.register_autograd("medseq::bi_wkv", _autograd_backward, setup_context=_save_inputs, lib=_LIBRARY)
+torch.library.register_autograd("medseq::bi_wkv_backward", _refuse_second_derivative, lib=_LIBRARY)
