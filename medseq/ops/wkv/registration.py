@@ -6,8 +6,6 @@ autograd and `torch.compile` see one opaque operator with exact gradients.
 
 from typing import Any
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
