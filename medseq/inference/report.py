@@ -74,7 +74,7 @@ def _header(report: Mapping[str, Any]) -> str:
     run, counts = report["run"], dict(report["counts"])
     counts["queued"] = counts.get("queued", 0) + counts.get("running", 0)
     tiles = [
-        f"<li class='{state}'><b>{counts.get(state, 0)}</b>{words}</li>"
+        f"<li class='{state if counts.get(state, 0) else 'none'}'><b>{counts.get(state, 0)}</b>{words}</li>"
         for state, words in _STATES
         if counts.get(state, 0) or state in ("failed", "done")
     ]
@@ -151,7 +151,7 @@ def _pictures(view: Mapping[str, Any] | None) -> str:
     units = "" if window["units"] == "1" else f" {window['units']}"
     span = f"{window['name']}, {window['low']:.4g} to {window['high']:.4g}{units}"
     captions = {
-        "before": f"<b>Before</b> · {escape(span)}",
+        "before": f"<b>Before</b> · slice {view['plane'] + 1} of {view['planes']} · {escape(span)}",
         "after": "<b>After</b> · the same window",
         "difference": f"<b>After - before</b> · ±{half:.4g}{escape(units)}",
     }
@@ -182,7 +182,6 @@ def _numbers(item: Mapping[str, Any], view: Mapping[str, Any] | None) -> str:
         ("Change, sd", f"{_number(metrics, 'residual_sd')}{units}"),
         ("Largest change", f"{_number(metrics, 'max_change')}{units}"),
         ("Correlation with edges", _number(metrics, "edge_correlation")),
-        ("Slice shown", f"{view['plane'] + 1} of {view['planes']}" if view else "none"),
     ]
     rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)
     return f"<dl class='numbers'>{rows}</dl>"
