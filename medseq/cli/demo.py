@@ -51,7 +51,7 @@ CT = Claim(
     "CT",
     "ct-denoise",
     (
-        # Not 693_UNCI.dcm of the same package: that is this slice after 339:1 lossy compression, a brain of flat blocks.
+        # Not 693_UNCI.dcm of the same package: that is this slice after 339:1 lossy compression, all flat blocks.
         ("data_store", "data/693_UNCR.dcm", "real head CT, 512 x 512, from pydicom-data"),
         ("pydicom", "data/test_files/CT_small.dcm", "real CT, 128 x 128, from pydicom (pydicom-data is not installed)"),
     ),
