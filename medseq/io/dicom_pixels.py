@@ -1,18 +1,17 @@
 """Pixels of a DICOM stack, decoded when they are asked for; memory is bounded by the piece."""
 
 import itertools
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from pydicom import dcmread
-from pydicom.pixels import apply_modality_lut, iter_pixels
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, RLELossless
+from pydicom.pixels import apply_modality_lut
+from pydicom.uid import UID
 
 from medseq.errors import FormatError, ShapeError
+from medseq.io.dicom_codecs import decoded_frames
 from medseq.io.dicom_header import quiet, understood
-from medseq.io.dicom_jpeg12 import decode_jpeg12, is_jpeg12
-from medseq.io.dicom_types import DicomSource, Frame, PixelFormat
+from medseq.io.dicom_types import DicomSource, Frame
 from medseq.io.integers import row_blocks
 from medseq.io.privacy import path_label
 from medseq.io.volume import VolumeHeader
@@ -80,7 +79,7 @@ class DicomReader:
         by_index = dict(sorted((frame.index or 0, i) for frame, i in zip(frames, planes, strict=True)))
         syntax = UID(frames[0].pixels.transfer_syntax).name
         with understood(path_label(path), _UNDECODABLE, found=f"{syntax}: ", remedy=_REMEDY):
-            decoded = list(_frames(path, by_index, frames[0].pixels))
+            decoded = list(decoded_frames(path, by_index, frames[0].pixels))
         if len(decoded) != len(planes) or any(plane.shape != self._header.plane_shape for plane in decoded):
             found = f"{len(decoded)} planes of {[plane.shape for plane in decoded[:1]]}"
             raise FormatError(_UNDECODABLE, where=path_label(path), found=found, remedy=_REMEDY)
@@ -106,19 +105,6 @@ def padding_mask(stored: np.ndarray, frame: Frame, hounsfield: bool) -> np.ndarr
         if same and corners[1] * frame.slope + frame.intercept <= _OUTSIDE_HU:
             mask |= stored == corners[1]
     return mask if mask.any() else None
-
-
-def _frames(path: Path, indices: Iterable[int], pixels: PixelFormat) -> Iterable[np.ndarray]:
-    syntax = UID(pixels.transfer_syntax)
-    if is_jpeg12(pixels):
-        return decode_jpeg12(path, indices, pixels)
-    if syntax == DeflatedExplicitVRLittleEndian:
-        # Only pydicom's reader of whole files inflates.
-        dataset = dcmread(path)
-        return iter_pixels(dataset, indices=indices, raw=True)
-    # pydicom's own run-length decoder: on damaged data pylibjpeg's panics past `except Exception`.
-    plugin = "pydicom" if syntax == RLELossless else ""
-    return iter_pixels(path, indices=indices, raw=True, transfer_syntax_uid=syntax, decoding_plugin=plugin)
 
 
 def _rescale(stored: np.ndarray, frame: Frame, out: np.ndarray) -> None:

@@ -201,7 +201,7 @@ def _read_prefix(path: Path, where: str) -> tuple[bytes, int]:
         version, order = _version(start, where)
         offset = float(np.frombuffer(start, f"{order}f4", 1, 108)[0]) if version == 1 else 0.0
         offset = offset if version == 1 else float(np.frombuffer(start, f"{order}i8", 1, 168)[0])
-        if not 348 <= offset <= _MAX_PREFIX or offset != int(offset):
+        if not (348 if version == 1 else 540) <= offset <= _MAX_PREFIX or offset != int(offset):
             raise FormatError("the voxel offset makes no sense", where=where, found=offset, wanted="352 or more bytes")
         prefix = (start + file.read(max(0, int(offset) - len(start))))[: int(offset)]
     if len(prefix) < int(offset):

@@ -140,7 +140,7 @@ def test_monochrome1_keeps_its_values_and_is_shown_inverted(tmp_path, rng):
 
 
 def test_pieces_equal_the_whole_and_each_frame_is_decoded_once(tmp_path, rng, monkeypatch):
-    import medseq.io.dicom_pixels as module
+    import medseq.io.dicom_codecs as module
 
     images = stack(rng, slices=9)
     for ds in images:
