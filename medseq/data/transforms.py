@@ -17,7 +17,16 @@ from torch import Tensor
 
 from medseq.errors import InputError
 
-__all__ = ["HounsfieldChannels", "Identity", "RobustScale", "Transform", "apply_chain", "fit_chain", "invert_chain"]
+__all__ = [
+    "HounsfieldChannels",
+    "Identity",
+    "NoiseGate",
+    "RobustScale",
+    "Transform",
+    "apply_chain",
+    "fit_chain",
+    "invert_chain",
+]
 
 
 Params = Mapping[str, float | Tensor]
@@ -132,6 +141,53 @@ class HounsfieldChannels(Transform):
     def invert(self, output: Tensor, image: Tensor, params: Params) -> Tensor:
         """See `Transform.invert`; HU."""
         return image + (output * self.scale - image.clamp(*self.wide))
+
+
+class NoiseGate(Transform):
+    """Leaves images alone whose noise is no more than that of a full-dose scan; first in a chain, so undone last.
+
+    The root mean square of the model's own change in soft tissue says how noisy the plane is. Up to `low` only the
+    share `least` of the change is applied, from `high` on all of it, in between a linear ramp. A network cannot tell
+    a low-dose scan of a head from a full-dose scan of a pelvis by the noise of a patch; this keeps it from smoothing
+    images that are as good as they are meant to be.
+
+    Args:
+        low: Change in native units up to which a plane counts as good.
+        high: Change from which on it is restored in full.
+        least: Share of the change that is always applied.
+        tissue: Range of pixel values that are looked at.
+        limit: Single changes count at most this much, so that an edge or metal cannot open the gate.
+    """
+
+    def __init__(
+        self,
+        low: float = 10.0,
+        high: float = 14.0,
+        least: float = 0.2,
+        tissue: tuple[float, float] = (-200.0, 300.0),
+        limit: float = 80.0,
+    ) -> None:
+        if not (0 <= low < high and 0 <= least <= 1 and tissue[0] < tissue[1] and limit > 0):
+            raise InputError("gate limits must be increasing, and least a share", found=(low, high, least, tissue))
+        self.low, self.high, self.least = float(low), float(high), float(least)
+        self.tissue, self.limit = tuple(tissue), float(limit)
+
+    def fit(self, planes: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+        """Nothing to fit: the gate looks at each plane's own change."""
+        return {}
+
+    def apply(self, image: Tensor, params: Params) -> Tensor:
+        """See `Transform.apply`; nothing changes."""
+        return image
+
+    def invert(self, output: Tensor, image: Tensor, params: Params) -> Tensor:
+        """See `Transform.invert`: the part of the change that the gate lets through."""
+        change = output - image
+        inside = ((image > self.tissue[0]) & (image < self.tissue[1])).to(change.dtype)
+        power = (inside * change.abs().clamp(max=self.limit).square()).sum(dim=(1, 2, 3), keepdim=True)
+        level = (power / inside.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)).sqrt()
+        open_share = ((level - self.low) / (self.high - self.low)).clamp(0, 1)
+        return image + (self.least + (1 - self.least) * open_share) * change
 
 
 class RobustScale(Transform):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from medseq.data import transforms
-from medseq.data.transforms import HounsfieldChannels, RobustScale, apply_chain, fit_chain, invert_chain
+from medseq.data.transforms import HounsfieldChannels, NoiseGate, RobustScale, apply_chain, fit_chain, invert_chain
 from medseq.errors import InputError
 
 ALL = [
@@ -35,6 +35,26 @@ def test_values_beyond_the_wide_range_keep_their_distance():
     assert seen[:, 0].max() == 3.072
     restored = transform.invert(seen[:, :1] + 0.01, native, {})
     torch.testing.assert_close(restored, native + 10.0, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize(("sd", "share"), [(3.0, 0.2), (12.0, 0.6), (30.0, 1.0)])
+def test_noise_gate_lets_through_what_the_noise_calls_for(sd, share):
+    native = torch.full((1, 1, 200, 200), 40.0)
+    native[..., :100] = -1000.0  # air is not looked at
+    change = torch.zeros_like(native)
+    change[..., 100:] = sd * torch.randn(200, 100)
+    change[..., 0, 150] = 5000.0  # one spark does not open the gate
+    gated = NoiseGate(10.0, 14.0, 0.2).invert(native + change, native, {}) - native
+    # 20 000 normal draws know their sd to 0.5 %: 0.06 HU of the 4 HU ramp.
+    torch.testing.assert_close(gated, share * change, rtol=0.1, atol=1e-3)
+
+
+def test_noise_gate_judges_each_plane_by_itself():
+    native = torch.zeros(2, 1, 64, 64)
+    change = torch.stack([torch.full((1, 64, 64), 1.0), torch.full((1, 64, 64), 50.0)])
+    gated = NoiseGate().invert(native + change, native, {})
+    torch.testing.assert_close(gated[0], 0.2 * change[0])
+    torch.testing.assert_close(gated[1], change[1])
 
 
 def test_robust_scale_ignores_padding_and_zeros():
@@ -67,5 +87,7 @@ def test_chain_composes(seed):
 def test_impossible_limits_are_refused(arguments):
     with pytest.raises(InputError, match="increasing"):
         HounsfieldChannels(**arguments)
+    with pytest.raises(InputError, match="gate limits"):
+        NoiseGate(low=5, high=5)
     with pytest.raises(InputError, match="percentile"):
         RobustScale(0)
