@@ -78,18 +78,30 @@ def tune(
     name: str,
     pairs: Sequence[tuple[np.ndarray, np.ndarray, float]],
     limit: Callable[[np.ndarray], np.ndarray] = lambda image: image,
-) -> tuple[Denoiser, float]:
+    *,
+    rician: bool = False,
+) -> tuple[Denoiser, tuple[float, float]]:
     """The method at the strength with the lowest RMSE over ``(noisy, clean, sd)``, and that strength.
 
     Args:
         name: A key of `METHODS`.
         pairs: Validation images.
         limit: Applied to both before they are compared (the display window).
+        rician: The noise is Rician: also try ``sqrt(max(result^2 - c sd^2, 0))``, c 1 or 2, which undoes its bias.
+
+    Returns:
+        The method, and its strength and c.
     """
     method, grid = METHODS[name]
+
+    def run(noisy: np.ndarray, sd: float, strength: float, correction: float) -> np.ndarray:
+        result = method(noisy, sd, strength)
+        return np.sqrt(np.maximum(result**2 - correction * sd**2, 0)) if correction else result
+
     errors = {
-        strength: np.mean([rmse(limit(method(noisy, sd, strength)), limit(clean)) for noisy, clean, sd in pairs])
+        (strength, c): np.mean([rmse(limit(run(noisy, sd, strength, c)), limit(clean)) for noisy, clean, sd in pairs])
         for strength in grid
+        for c in ((0.0, 1.0, 2.0) if rician and name != "nothing" else (0.0,))
     }
-    strength = min(errors, key=errors.__getitem__)
-    return partial(method, strength=strength), strength
+    best = min(errors, key=errors.__getitem__)
+    return partial(run, strength=best[0], correction=best[1]), best

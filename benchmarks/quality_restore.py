@@ -156,7 +156,7 @@ def main() -> int:
         pairs = validation_pairs(modality, level)
         methods: dict[str, Denoiser] = {}
         for name in available():
-            methods[name], strengths[f"{name} at {level}"] = tune(name, pairs, limit)
+            methods[name], strengths[f"{name} at {level}"] = tune(name, pairs, limit, rician=modality == "MR")
         methods |= {name: network(load_bundle(path)) for name, _, path in (r.partition("=") for r in arguments.rival)}
         methods[bundle.config.name] = restore
         amount = f"dose {level:g}" if modality == "CT" else f"Rician noise {level:.0%} of the 99th percentile"
