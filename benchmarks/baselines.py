@@ -94,14 +94,17 @@ def tune(
     """
     method, grid = METHODS[name]
 
-    def run(noisy: np.ndarray, sd: float, strength: float, correction: float) -> np.ndarray:
-        result = method(noisy, sd, strength)
+    def unbiased(result: np.ndarray, sd: float, correction: float) -> np.ndarray:
         return np.sqrt(np.maximum(result**2 - correction * sd**2, 0)) if correction else result
 
-    errors = {
-        (strength, c): np.mean([rmse(limit(run(noisy, sd, strength, c)), limit(clean)) for noisy, clean, sd in pairs])
-        for strength in grid
-        for c in ((0.0, 1.0, 2.0) if rician and name != "nothing" else (0.0,))
-    }
+    def run(noisy: np.ndarray, sd: float, strength: float, correction: float) -> np.ndarray:
+        return unbiased(method(noisy, sd, strength), sd, correction)
+
+    errors = {}
+    for strength in grid:
+        results = [(method(noisy, sd, strength), clean, sd) for noisy, clean, sd in pairs]
+        for correction in (0.0, 1.0, 2.0) if rician and name != "nothing" else (0.0,):
+            wrong = [rmse(limit(unbiased(result, sd, correction)), limit(clean)) for result, clean, sd in results]
+            errors[strength, correction] = np.mean(wrong)
     best = min(errors, key=errors.__getitem__)
     return partial(run, strength=best[0], correction=best[1]), best
