@@ -2,6 +2,8 @@
 neither a compiler nor the repository."""
 
 import importlib.metadata
+import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -77,10 +79,14 @@ def test_constraints_pin_everything_that_setup_installs():
     assert direct <= names(pins)
 
 
+def test_the_folder_above_the_repository_is_no_part_of_medseq():
+    # An editable install that maps the data folders does that: any script beside the repository becomes medseq.<name>.
+    locations = importlib.util.find_spec("medseq").submodule_search_locations
+    assert {Path(location).name for location in locations} == {"medseq"}
+
+
 def build_wheel(folder: Path, **environment: str) -> tuple[Path, str]:
     """Build a wheel with the tools of this environment; the wheel and the builder's words."""
-    import os
-
     # A copy without build products: the source tree stays as it is, and two builds do not meet.
     source = folder / "source"
     ignore = shutil.ignore_patterns(".*", "build", "runs", "dist", "__pycache__", "tests", "docs")
