@@ -1,18 +1,26 @@
 """Which decoder reads which compressed pixels; chosen so that damaged data raise an error and nothing worse.
 
-pydicom would try its decoders in turn, and two of them end the process on damaged data: pylibjpeg's run-length
-decoder panics past every ``except Exception``, and GDCM aborts when the size in the code stream is not that of the
-header. So each syntax has one decoder here, and GDCM, the only freely licensed one for lossless JPEG, gets code
-streams whose size was checked. GDCM also decodes lossy 12-bit JPEG, which pydicom's plugin for it refuses to try.
+pydicom would try its decoders in turn. On damaged data pylibjpeg's run-length decoder panics past every ``except
+Exception``; GDCM, the only freely licensed decoder of lossless JPEG, aborts its process; and every JPEG decoder
+allocates what the code stream claims, be it 20 GB. So each syntax has one decoder here, the size in the code stream
+must be that of the header, and GDCM runs in a process of its own (`medseq.io.gdcm_worker`). GDCM also decodes lossy
+12-bit JPEG, which pydicom's plugin for it refuses to try.
 """
 
+import atexit
+import importlib.util
+import os
 import struct
+import subprocess
+import sys
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from pydicom import dcmread
 from pydicom.encaps import get_frame
+from pydicom.filereader import read_partial
 from pydicom.pixels import get_decoder, iter_pixels
 from pydicom.uid import (
     HTJ2K,
@@ -32,91 +40,151 @@ from pydicom.uid import (
 )
 
 from medseq.io.dicom_types import PixelFormat
+from medseq.io.gdcm_worker import HEADER, LENGTH
 
-__all__ = ["decoded_frames"]
+__all__ = ["decoded_frames", "has_decoder"]
 
-_PREFERRED = {
+_PLUGINS = {
     **dict.fromkeys((JPEG2000, JPEG2000Lossless, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL), "pylibjpeg"),
     **dict.fromkeys((JPEGLSLossless, JPEGLSNearLossless), "pyjpegls"),
-    **dict.fromkeys((JPEGLossless, JPEGLosslessSV1, JPEGExtended12Bit), "gdcm"),
     JPEGBaseline8Bit: "pillow",
     RLELossless: "pydicom",
 }
-_START_OF_FRAME = (0xC0, 0xC1, 0xC2, 0xC3)
+_GDCM = (JPEGLossless, JPEGLosslessSV1, JPEGExtended12Bit)
+_NUMBER_OF_FRAMES = 0x00280008
+_PIXEL_DATA = 0x7FE00010
+# Markers of ITU-T T.81 table B.1 and T.87 (JPEG-LS): start of frame, and those that stand alone.
+_START_OF_FRAME = (0xC0, 0xC1, 0xC2, 0xC3, 0xF7)
 _STANDALONE = (0x01, *range(0xD0, 0xD9))
+
+
+def has_decoder(syntax: UID) -> bool:
+    """Can pixels of this transfer syntax be decoded with what is installed?"""
+    if not syntax.is_encapsulated:
+        return True
+    if syntax in _GDCM:
+        return importlib.util.find_spec("gdcm") is not None
+    return syntax in _PLUGINS and _PLUGINS[syntax] in get_decoder(syntax).available_plugins
 
 
 def decoded_frames(path: Path, indices: Iterable[int], pixels: PixelFormat) -> Iterable[np.ndarray]:
     """Stored values ``(row, col)`` of some frames of a file, in the order of `indices` (ascending).
 
     Raises:
-        ValueError: The code stream is not an image of this size.
-        RuntimeError: It cannot be decoded, or the decoder is not installed. Damaged data raise others, too.
+        ValueError: The code stream is not an image of the header's size.
+        RuntimeError: It cannot be decoded. Damaged data raise others, too.
     """
     syntax, indices = UID(pixels.transfer_syntax), list(indices)
     if syntax == DeflatedExplicitVRLittleEndian:
         # Only pydicom's reader of whole files inflates.
         return iter_pixels(dcmread(path), indices=indices, raw=True)
-    plugin = _PREFERRED.get(syntax, "")
-    if plugin and plugin not in get_decoder(syntax).available_plugins:
-        raise RuntimeError(f"the decoder {plugin} is not installed")
-    if plugin == "gdcm":
-        streams = list(_code_streams(path, indices, pixels))
-        if syntax == JPEGExtended12Bit and pixels.bits_stored > 8:
-            return (_decode_jpeg12(stream, pixels) for stream in streams)
+    if syntax in _GDCM:
+        return (_worker.decode(stream, pixels) for stream in _code_streams(path, indices, pixels))
+    if syntax.is_encapsulated and syntax != RLELossless:
+        for _ in _code_streams(path, indices, pixels):
+            pass
+    plugin = _PLUGINS.get(syntax, "")
     return iter_pixels(path, indices=indices, raw=True, transfer_syntax_uid=syntax, decoding_plugin=plugin)
 
 
 def _code_streams(path: Path, indices: list[int], pixels: PixelFormat) -> Iterator[bytes]:
-    """Compressed frames, each of the size that the header states."""
-    dataset = dcmread(path)
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    for index in indices:
-        stream = get_frame(dataset.PixelData, index, number_of_frames=frames)
-        precision, rows, columns, components = _jpeg_size(stream)
-        if (rows, columns, components) != (pixels.rows, pixels.columns, 1) or precision > pixels.bits_allocated:
-            raise ValueError("the code stream and the header disagree on the size of the image")
-        if (precision > 8) != (pixels.bits_allocated > 8):
-            raise ValueError("the code stream and the header disagree on the bits of a pixel")
-        yield stream
+    """Compressed frames one by one, each of the size that the header states."""
+    with path.open("rb") as file:
+        header = read_partial(
+            file, stop_when=lambda tag, vr, length: tag == _PIXEL_DATA, specific_tags=[_NUMBER_OF_FRAMES]
+        )
+        # Tag, VR and length of the pixel data, which are explicit and long in every encapsulated syntax.
+        file.seek(12, os.SEEK_CUR)
+        for index in indices:
+            stream = get_frame(file, index, number_of_frames=int(header.get("NumberOfFrames") or 1))
+            if _size(stream) != (pixels.rows, pixels.columns, 1):
+                raise ValueError("the code stream and the header disagree on the size of the image")
+            yield stream
 
 
-def _jpeg_size(stream: bytes) -> tuple[int, int, int, int]:
-    """Precision, rows, columns and components of a JPEG code stream: its start-of-frame segment.
+def _size(stream: bytes) -> tuple[int, int, int]:
+    """Rows, columns and components of a JPEG, JPEG-LS or JPEG 2000 code stream.
 
     Reference:
-        ITU-T T.81, B.2.2.
+        ITU-T T.81 B.2.2 (start of frame; T.87 uses the same), T.800 A.5.1 (SIZ).
     """
+    # A JP2 file holds the code stream in a box; DICOM forbids the wrapping, some writers do it.
+    start = stream.find(b"\xff\x4f\xff\x51") if stream[4:8] == b"jP  " else 0
+    if stream[start : start + 4] == b"\xff\x4f\xff\x51":
+        right, bottom, left, top = struct.unpack_from(">IIII", stream, start + 8)
+        return bottom - top, right - left, struct.unpack_from(">H", stream, start + 40)[0]
     place = 2
     while stream[:2] == b"\xff\xd8" and place + 4 <= len(stream) and stream[place] == 0xFF:
         marker = stream[place + 1]
+        if marker in _START_OF_FRAME:
+            return struct.unpack_from(">HHB", stream, place + 5)
         if marker == 0xFF or marker in _STANDALONE:
             place += 1 if marker == 0xFF else 2
-            continue
-        if marker in _START_OF_FRAME:
-            return struct.unpack_from(">BHHB", stream, place + 4)
-        place += 2 + int.from_bytes(stream[place + 2 : place + 4], "big")
-    raise ValueError("the code stream has no start of frame")
+        else:
+            place += 2 + int.from_bytes(stream[place + 2 : place + 4], "big")
+    raise ValueError("the code stream does not state its size")
 
 
-def _decode_jpeg12(stream: bytes, pixels: PixelFormat) -> np.ndarray:
-    import gdcm
+class _GdcmWorker:
+    """The decoding process: started when it is first needed, and again when it has died."""
 
-    fragment = gdcm.Fragment()
-    fragment.SetByteStringValue(stream)
-    fragments = gdcm.SequenceOfFragments.New()
-    fragments.AddFragment(fragment)
-    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    element.SetValue(fragments.__ref__())
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((pixels.columns, pixels.rows, 1))
-    image.SetDataElement(element)
-    kind = gdcm.PhotometricInterpretation.GetPIType(pixels.photometric)
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(kind))
-    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(pixels.transfer_syntax))))
-    bits = pixels.bits_stored
-    image.SetPixelFormat(gdcm.PixelFormat(1, pixels.bits_allocated, bits, bits - 1, int(pixels.signed)))
-    # GDCM hands bytes over as text.
-    data = image.GetBuffer().encode("utf-8", "surrogateescape")
-    return np.frombuffer(data, pixels.dtype.newbyteorder("<")).reshape(pixels.rows, pixels.columns)
+    def __init__(self) -> None:
+        self._process: subprocess.Popen | None = None
+        self._owner = 0
+        self._lock = threading.Lock()
+
+    def decode(self, stream: bytes, pixels: PixelFormat) -> np.ndarray:
+        """One frame as stored values; RuntimeError if it cannot be decoded."""
+        with self._lock:
+            data = self._ask(stream, pixels)
+        if len(data) != pixels.rows * pixels.columns * pixels.bits_allocated // 8:
+            raise RuntimeError("the code stream cannot be decoded")
+        little = np.frombuffer(data, pixels.dtype.newbyteorder("<")).reshape(pixels.rows, pixels.columns)
+        # The bits above BitsStored carry no meaning: shifted out, and the sign back in.
+        unused = pixels.bits_allocated - pixels.bits_stored
+        return (little.astype(pixels.dtype) << unused) >> unused
+
+    def _ask(self, stream: bytes, pixels: PixelFormat) -> bytes:
+        process = self._running()
+        texts = [pixels.transfer_syntax.encode(), pixels.photometric.encode(), stream]
+        size = (pixels.rows, pixels.columns, pixels.bits_allocated, pixels.bits_stored, int(pixels.signed))
+        try:
+            process.stdin.write(b"".join([HEADER.pack(*size, *map(len, texts)), *texts]))  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+            head = process.stdout.read(LENGTH.size)  # type: ignore[union-attr]
+            if len(head) == LENGTH.size:
+                return process.stdout.read(LENGTH.unpack(head)[0])  # type: ignore[union-attr]
+        except BrokenPipeError:
+            pass
+        self.close()
+        raise RuntimeError("the decoder died of the code stream")
+
+    def _running(self) -> subprocess.Popen:
+        if self._process is not None and self._owner != os.getpid():
+            # A forked child has its parent's pipes; two writers on them would mix their requests.
+            self._process = None
+        if self._process is None:
+            script = Path(__file__).with_name("gdcm_worker.py")
+            pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+            # -P: the script's folder is not searched for modules.
+            command = [sys.executable, "-P", os.fspath(script)]
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing)
+            self._owner = os.getpid()
+        return self._process
+
+    def close(self) -> None:
+        """End the process, if it is this process's."""
+        process, self._process = self._process, None
+        if process is not None and self._owner == os.getpid():
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                # A pipe to a dead process may hold what was not sent.
+                try:
+                    pipe.close()  # type: ignore[union-attr]
+                except BrokenPipeError:
+                    pass
+
+
+_worker = _GdcmWorker()
+atexit.register(_worker.close)

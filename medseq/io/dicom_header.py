@@ -19,7 +19,6 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_partial
-from pydicom.pixels import get_decoder
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -29,6 +28,7 @@ from pydicom.uid import (
 )
 
 from medseq.errors import FormatError, MedseqError, RetryableError
+from medseq.io.dicom_codecs import has_decoder
 from medseq.io.privacy import path_label
 
 __all__ = ["Header", "NotDicomError", "quiet", "read_header", "understood"]
@@ -170,7 +170,7 @@ def _parse(file: BinaryIO, headerless: bool, where: str) -> Header:
         return Header(dataset, syntax, False, _pixel_error(f"{what}no pixel data", where, None))
     vr, length = at[0]
     problem = None
-    if not _has_decoder(syntax):
+    if not (syntax.is_transfer_syntax and has_decoder(syntax)):
         problem = _pixel_error(
             "no decoder for these compressed pixels", where, syntax.name if syntax.is_valid else None
         )
@@ -184,13 +184,6 @@ def _parse(file: BinaryIO, headerless: bool, where: str) -> Header:
         file.seek(12 if vr in _LONG_LENGTH_VRS else 8, os.SEEK_CUR)
         problem = _check_native(dataset, length, os.fstat(file.fileno()).st_size - file.tell(), where)
     return Header(dataset, syntax, True, problem)
-
-
-def _has_decoder(syntax: UID) -> bool:
-    try:
-        return get_decoder(syntax).is_available
-    except NotImplementedError:
-        return False
 
 
 def _check_native(dataset: Dataset, length: int, remaining: int, where: str) -> FormatError | None:
