@@ -4,6 +4,7 @@
 #include "wkv.hpp"
 #include "wkv_chunk64.hpp"
 #include "wkv_exact.hpp"
+#include "wkv_small.hpp"
 
 #include <stdlib.h>
 
@@ -17,9 +18,11 @@ template <class S> struct Scratch {
   void *memory;
   int64_t blocks, block;
 
-  Scratch(int64_t length, int64_t block_length, bool backward) : memory(0), block(block_length) {
-    blocks = (length + block - 1) / block;
-    size_t bytes = sizeof(State<S>) * static_cast<size_t>(states()) + (backward ? 4 * sizeof(V) * length : 0);
+  // `vectors`: how many per token of the sequence the formulas keep.
+  Scratch(const WkvProblem &p, int64_t vectors) : memory(0) {
+    block = p.chunk64 ? Chunk64<S>::block_length(p.length) : Exact<S>::block_length(p.length);
+    blocks = (p.length + block - 1) / block;
+    size_t bytes = sizeof(State<S>) * static_cast<size_t>(states()) + sizeof(V) * vectors * p.length;
     if (posix_memalign(&memory, 64, bytes)) memory = 0;
   }
   ~Scratch() { free(memory); }
@@ -51,26 +54,44 @@ template <class S> int64_t assign(Channels<S> &channels, const WkvProblem &p, in
   return offset;
 }
 
-template <class S, class Formula> int forward(const WkvProblem &p, S *y) {
+// Calls work(channels, offset) with the formula that suits the channels of task number `task`.
+template <class S, class Work>
+void solve(const WkvProblem &p, const Scratch<S> &scratch, int64_t task, const Work &work) {
+  if (p.chunk64) {
+    Chunk64<S> channels;
+    int64_t offset = assign<S>(channels, p, task);
+    scratch.lend(channels);
+    return work(channels, offset);
+  }
+  SmallDecay<S> usual;
+  int64_t offset = assign<S>(usual, p, task);
+  scratch.lend(usual);
+  if (usual.applies()) return work(usual, offset);
+  Exact<S> any;
+  assign<S>(any, p, task);
+  scratch.lend(any);
+  work(any, offset);
+}
+
+template <class S> int forward(const WkvProblem &p, S *y) {
   int failed = 0;
 #pragma omp parallel num_threads(p.threads) if (p.threads > 1) reduction(| : failed)
   {
-    Scratch<S> scratch(p.length, Formula::block_length(p.length), false);
+    Scratch<S> scratch(p, 1);
     failed = scratch.memory == 0;
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < p.batch * groups<S>(p); ++task) {
       if (failed) continue;
-      Formula channels;
-      int64_t offset = assign<S>(channels, p, task);
-      channels.y = y + offset;
-      scratch.lend(channels);
-      channels.forward();
+      solve<S>(p, scratch, task, [&](auto &channels, int64_t offset) {
+        channels.y = y + offset;
+        channels.forward();
+      });
     }
   }
   return failed;
 }
 
-template <class S, class Formula> int backward(const WkvProblem &p, const S *gy, S *gw, S *gu, S *gk, S *gv) {
+template <class S> int backward(const WkvProblem &p, const S *gy, S *gw, S *gu, S *gk, S *gv) {
   int failed = 0;
   // Every batch item has its own row of gw and gu; adding the rows in order makes the sums independent of threads.
   const int64_t row = p.channels, count = p.batch * row;
@@ -78,19 +99,18 @@ template <class S, class Formula> int backward(const WkvProblem &p, const S *gy,
   if (!rows) return 1;
 #pragma omp parallel num_threads(p.threads) if (p.threads > 1) reduction(| : failed)
   {
-    Scratch<S> scratch(p.length, Formula::block_length(p.length), true);
+    Scratch<S> scratch(p, 4);
     failed = scratch.memory == 0;
 #pragma omp for schedule(static)
     for (int64_t task = 0; task < p.batch * groups<S>(p); ++task) {
       if (failed) continue;
-      Formula channels;
-      int64_t offset = assign<S>(channels, p, task);
-      channels.gy = gy + offset, channels.gk = gk + offset, channels.gv = gv + offset;
-      scratch.lend(channels);
-      channels.backward();
       S *mine = rows + task / groups<S>(p) * row + task % groups<S>(p) * Lanes<S>::count;
-      store(mine, channels.gw, channels.lanes);
-      store(mine + count, channels.gu, channels.lanes);
+      solve<S>(p, scratch, task, [&](auto &channels, int64_t offset) {
+        channels.gy = gy + offset, channels.gk = gk + offset, channels.gv = gv + offset;
+        channels.backward();
+        store(mine, channels.gw, channels.lanes);
+        store(mine + count, channels.gu, channels.lanes);
+      });
     }
   }
   for (int64_t c = 0; c < row && !failed; ++c) {
@@ -101,27 +121,17 @@ template <class S, class Formula> int backward(const WkvProblem &p, const S *gy,
   return failed;
 }
 
-template <class S> int run_forward(const WkvProblem &p, void *y) {
-  S *out = static_cast<S *>(y);
-  return p.chunk64 ? forward<S, Chunk64<S>>(p, out) : forward<S, Exact<S>>(p, out);
-}
-
-template <class S> int run_backward(const WkvProblem &p, const void *gy, void *gw, void *gu, void *gk, void *gv) {
-  const S *in = static_cast<const S *>(gy);
-  S *out[] = {static_cast<S *>(gw), static_cast<S *>(gu), static_cast<S *>(gk), static_cast<S *>(gv)};
-  return p.chunk64 ? backward<S, Chunk64<S>>(p, in, out[0], out[1], out[2], out[3])
-                   : backward<S, Exact<S>>(p, in, out[0], out[1], out[2], out[3]);
-}
-
 } // namespace
 
-int wkv_forward_f32(const WkvProblem &p, void *y) { return run_forward<float>(p, y); }
-int wkv_forward_f64(const WkvProblem &p, void *y) { return run_forward<double>(p, y); }
+int wkv_forward_f32(const WkvProblem &p, void *y) { return forward(p, static_cast<float *>(y)); }
+int wkv_forward_f64(const WkvProblem &p, void *y) { return forward(p, static_cast<double *>(y)); }
 int wkv_backward_f32(const WkvProblem &p, const void *gy, void *gw, void *gu, void *gk, void *gv) {
-  return run_backward<float>(p, gy, gw, gu, gk, gv);
+  return backward(p, static_cast<const float *>(gy), static_cast<float *>(gw), static_cast<float *>(gu),
+                  static_cast<float *>(gk), static_cast<float *>(gv));
 }
 int wkv_backward_f64(const WkvProblem &p, const void *gy, void *gw, void *gu, void *gk, void *gv) {
-  return run_backward<double>(p, gy, gw, gu, gk, gv);
+  return backward(p, static_cast<const double *>(gy), static_cast<double *>(gw), static_cast<double *>(gu),
+                  static_cast<double *>(gk), static_cast<double *>(gv));
 }
 
 } // namespace MEDSEQ_ISA

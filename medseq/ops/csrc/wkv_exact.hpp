@@ -15,7 +15,7 @@ template <class S> struct Exact : Channels<S> {
   using Base::k, Base::v, Base::gy, Base::y, Base::gk, Base::gv, Base::w, Base::u, Base::gw, Base::gu;
   using Base::past, Base::scratch, Base::token;
 
-  static int64_t block_length(int64_t) { return 64; }
+  static int64_t block_length(int64_t) { return 64; } // shared with SmallDecay
 
   MEDSEQ_MEMBER St all_of(const St &before, const St &after, V kt, V vt) const {
     return add<S>(add<S>(before, after, w), {vt, splat(S(1)), u + kt, splat(S(0))}, w);
