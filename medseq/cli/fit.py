@@ -38,6 +38,11 @@ def fit(
         if not cli.trainer.interrupted:
             raise
         raise typer.Exit(130) from None
+    except RuntimeError as error:
+        # An interrupt while a checkpoint is being written comes out as the writer's own error.
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        raise typer.Exit(130) from None
     saved = getattr(cli.trainer.checkpoint_callback, "best_model_path", "")
     if not saved or cli.log_folder is None or not cli.trainer.is_global_zero:
         return

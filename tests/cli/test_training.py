@@ -158,6 +158,34 @@ def test_a_missing_checkpoint_is_refused_before_the_configuration_is_read():
     assert "no such checkpoint" in result.stderr
 
 
+def interrupt(process, patience=20, attempts=3):
+    """Press Ctrl-C as a person does: again, if nothing happens. Python drops one that comes inside a destructor."""
+    for _ in range(attempts):
+        process.send_signal(signal.SIGINT)
+        try:
+            return process.communicate(timeout=patience)[0]
+        except subprocess.TimeoutExpired:
+            continue
+    return pytest.fail(f"still running after {attempts} interrupts")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(RuntimeError("unexpected pos"), 1), (KeyboardInterrupt(), 130)], ids=["bug", "interrupt"]
+)
+def test_an_interrupt_inside_a_checkpoint_is_one(error, code, tmp_path, monkeypatch):
+    import pytorch_lightning as pl
+
+    def fit(*_, **__):
+        try:
+            raise error
+        except (RuntimeError, KeyboardInterrupt):
+            raise RuntimeError("PytorchStreamWriter failed writing file")  # noqa: B904 (as torch does)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pl.Trainer, "fit", fit)
+    assert runner.invoke(app, ["fit", "restore", *SHORT]).exit_code == code
+
+
 def test_an_interrupted_training_exits_with_130(tmp_path):
     endless = ["--trainer.max_epochs", "1000"]
     command = [sys.executable, "-m", "medseq.cli.main", "fit", "restore", *SHORT, *endless]
@@ -168,8 +196,7 @@ def test_an_interrupted_training_exits_with_130(tmp_path):
             assert process.poll() is None, process.stdout.read()
             assert time.monotonic() < deadline, "no checkpoint within 90 s"
             time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        output = interrupt(process)
     finally:
         process.kill()
     assert process.returncode == 130, output
