@@ -101,9 +101,11 @@ def test_rounding_does_not_grow_with_the_length(backend, problem, convention, de
     # float64 of the same implementation is the reference; shorter lengths check that one.
     inputs = problem(20_000, batch=1, channels=8, w_std=decay / 20_000)
     truth = evaluate(bi_wkv, inputs, convention, torch.float64)
+    # Under strong decay gw is what is left of terms several times larger.
+    allowed = exponent_rounding(inputs, torch.float32) * (1 if decay == 1.0 else 4)
     for name, want, got in zip(NAMES, truth, evaluate(bi_wkv, inputs, convention, torch.float32), strict=True):
         error = ((got - want).abs().max() / want.abs().max()).item()
-        assert error <= exponent_rounding(inputs, torch.float32), f"{name}: error {error:.2e} of the maximum"
+        assert error <= allowed, f"{name}: error {error:.2e} of the maximum"
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
