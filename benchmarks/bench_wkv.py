@@ -1,6 +1,6 @@
 """Bidirectional WKV on the CPU: medseq's kernel against the recurrence and the O(T^2) formula, in one process.
 
-Run: `python benchmarks/bench_wkv.py` (about 4 minutes). Writes benchmarks/results/bench_wkv.json.
+Run: `python benchmarks/bench_wkv.py` (about two minutes). Writes benchmarks/results/bench_wkv.json.
 
 The peers are written here from the definition, in torch operations, as one would without a kernel:
 
