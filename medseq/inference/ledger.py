@@ -44,9 +44,7 @@ class Ledger:
         if self.path.exists():
             self._require_known_version()
         elif read_only:
-            raise OutputError(
-                "no run was recorded here", where=self.path.name, remedy="give the output folder of a run"
-            )
+            raise _no_run(self.path)
         try:
             self._connection = self._connect()
             if not read_only:
@@ -313,6 +311,8 @@ class Ledger:
                 found = connection.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.Error as error:
             raise _damaged(self.path.name, error) from None
+        if found == 0 and self.read_only:
+            raise _no_run(self.path)  # killed before its tables were there
         if found > VERSION:
             raise OutputError(
                 "the run was recorded by a newer medseq",
@@ -326,6 +326,10 @@ class Ledger:
         version = self._one("PRAGMA user_version")[0]
         for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
             self._connection.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version={number};COMMIT;")
+
+
+def _no_run(path: Path) -> OutputError:
+    return OutputError("no run was recorded here", where=path.name, remedy="give the output folder of a run")
 
 
 def _read_only_uri(path: Path) -> str:

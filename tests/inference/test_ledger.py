@@ -263,3 +263,17 @@ def test_the_prediction_path_imports_neither_monai_nor_lightning():
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_ledger_without_tables_is_no_run(tmp_path):
+    """What a kill between the creation of the file and that of its tables leaves."""
+    path = tmp_path / "run.sqlite"
+    for content in (b"", None):
+        if content is None:
+            sqlite3.connect(path).execute("PRAGMA journal_mode=WAL").connection.close()
+        else:
+            path.write_bytes(content)
+        with pytest.raises(OutputError, match="no run was recorded here"):
+            Ledger(path, read_only=True)
+    with Ledger(path) as ledger:
+        assert ledger.run() is None
