@@ -189,7 +189,15 @@ def test_an_interrupt_inside_a_checkpoint_is_one(error, code, tmp_path, monkeypa
 def test_an_interrupted_training_exits_with_130(tmp_path):
     endless = ["--trainer.max_epochs", "1000"]
     command = [sys.executable, "-m", "medseq.cli.main", "fit", "restore", *SHORT, *endless]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A test run in the background of a shell ignores SIGINT, and its children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         deadline = time.monotonic() + 90
         while not list(tmp_path.rglob("*.ckpt")):
@@ -199,6 +207,8 @@ def test_an_interrupted_training_exits_with_130(tmp_path):
         output = interrupt(process)
     finally:
         process.kill()
+        process.wait()
+        process.stdout.close()
     assert process.returncode == 130, output
 
 
