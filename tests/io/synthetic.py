@@ -18,7 +18,8 @@ from pydicom.uid import (
 
 # Nothing of this may appear in a message, a log line or a label.
 PATIENT_NAME, PATIENT_ID, FOLDER = "Plantedname^Anna", "PLANTED-4711", "PLANTEDNAME_ANNA"
-PLANTED = ("plantedname", "planted-4711", "4711")
+# No bare number: four digits turn up in a random UID by chance.
+PLANTED = ("plantedname", "planted-4711")
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 SAGITTAL = (0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
