@@ -171,7 +171,7 @@ class NoisyMR(SeededDataset):
         length, crop, seed: See `SeededDataset`.
         split: ``train``, ``val`` or ``test``.
         noise: Range of the added noise's standard deviation as a fraction of the volume's 99th percentile, uniform.
-        own_noise: Targets carry Rician noise of up to this fraction, as real images do.
+        own_noise: Nine targets in ten carry Rician noise of up to this fraction, as single real acquisitions do.
         clean_share: Share of samples without added noise.
     """
 
@@ -200,7 +200,7 @@ class NoisyMR(SeededDataset):
             field = torch.randn((1, 1, 3, 3), generator=generator)
             field = F.interpolate(field, size=clean.shape[-2:], mode="bicubic", align_corners=True)[0]
             clean = clean * torch.exp(0.25 * field)
-        if self.own_noise and _chance(0.7, generator):
+        if self.own_noise and _chance(0.9, generator):
             own = self.own_noise * torch.rand((), generator=generator).item()
             clean = torch.from_numpy(rician_noise(clean.numpy(), own, generator))
         scale = 0.85 + 0.4 * torch.rand((), generator=generator).item()
