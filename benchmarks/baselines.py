@@ -1,4 +1,4 @@
-"""Classical denoisers behind one signature: ``(noisy (row, col) float32, sd of the noise) -> (row, col)``.
+"""Classical denoisers behind one signature: ``(noisy (row, col), sd of the noise, pixel size in mm) -> (row, col)``.
 
 Every method is told the true standard deviation of the noise, which the networks are not, and its strength was tuned
 on the validation block of the training head (CT) or a validation slab (MR) by `tune`; the strengths are in units of
@@ -16,7 +16,7 @@ from medseq.ops.quality import rmse
 
 __all__ = ["METHODS", "Denoiser", "available", "tune"]
 
-Denoiser = Callable[[np.ndarray, float], np.ndarray]
+Denoiser = Callable[[np.ndarray, float, float], np.ndarray]
 
 
 def nothing(noisy: np.ndarray, sd: float, strength: float = 1.0) -> np.ndarray:
@@ -97,7 +97,7 @@ def tune(
     def unbiased(result: np.ndarray, sd: float, correction: float) -> np.ndarray:
         return np.sqrt(np.maximum(result**2 - correction * sd**2, 0)) if correction else result
 
-    def run(noisy: np.ndarray, sd: float, strength: float, correction: float) -> np.ndarray:
+    def run(noisy: np.ndarray, sd: float, spacing_mm: float, *, strength: float, correction: float) -> np.ndarray:
         return unbiased(method(noisy, sd, strength), sd, correction)
 
     errors = {}

@@ -52,9 +52,9 @@ def network(bundle: Bundle) -> Denoiser:
     settings = bundle.config.inference
     tile = (settings.tile, settings.tile) if isinstance(settings.tile, int) else settings.tile
 
-    def restore(noisy: np.ndarray, sd: float) -> np.ndarray:
+    def restore(noisy: np.ndarray, sd: float, spacing_mm: float) -> np.ndarray:
         image = torch.from_numpy(np.ascontiguousarray(noisy, dtype=np.float32))[None, None]
-        params = fit_chain(chain, noisy[None])
+        params = fit_chain(chain, noisy[None], None, (spacing_mm, spacing_mm))
         stages = apply_chain(chain, image, params)
         with torch.inference_mode():
             output = apply_tiled(model, stages[-1], tile=tile, overlap=settings.overlap, blend=settings.blend)
@@ -96,7 +96,7 @@ def measure(title: str, cases: list[Case], level: float, methods: dict[str, Deno
         noisy, sd = degrade(case, level, modality)
         for name, method in methods.items():
             start = time.process_time()
-            result = method(noisy, sd)
+            result = method(noisy, sd, case.spacing_mm)
             seconds = time.process_time() - start
             values = scores(result, case, modality)
             values["s / 512²"] = seconds * 512**2 / case.image.size
@@ -108,7 +108,7 @@ def fed_the_original(cases: list[Case], restore: Denoiser) -> Table:
     """What the model does to images as they were acquired."""
     table = Table("Fed the original image, no noise added: it should change little, shift nothing, carry no edges")
     for case in cases:
-        result = restore(case.image, 0.0)
+        result = restore(case.image, 0.0, case.spacing_mm)
         fidelity = Fidelity()
         fidelity.update(case.image, result, None)
         found = fidelity.metrics()

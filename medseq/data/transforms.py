@@ -36,7 +36,9 @@ class Transform(ABC):
     """What every preprocessing step offers."""
 
     @abstractmethod
-    def fit(self, planes: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+    def fit(
+        self, planes: np.ndarray, valid: np.ndarray | None = None, spacing_mm: tuple[float, float] | None = None
+    ) -> dict[str, float]:
         """Numbers that hold for a whole volume, from a few planes ``(n, row, col)``; {} if there are none."""
 
     @abstractmethod
@@ -51,7 +53,10 @@ class Transform(ABC):
 
 
 def fit_chain(
-    chain: Sequence[Transform], planes: np.ndarray, valid: np.ndarray | None = None
+    chain: Sequence[Transform],
+    planes: np.ndarray,
+    valid: np.ndarray | None = None,
+    spacing_mm: tuple[float, float] | None = None,
 ) -> list[dict[str, float]]:
     """Fit every transform of a chain on the output of those before it.
 
@@ -59,13 +64,14 @@ def fit_chain(
         chain: Transforms in the order of application.
         planes: Sampled planes ``(n, row, col)`` in native units.
         valid: Mask of the same shape, or None.
+        spacing_mm: Distance of rows and of columns, for transforms that need a size.
 
     Returns:
         One parameter mapping a transform.
     """
     params: list[dict[str, float]] = []
     for transform in chain:
-        params.append(transform.fit(planes, valid))
+        params.append(transform.fit(planes, valid, spacing_mm))
         if transform is not chain[-1]:
             image = torch.from_numpy(np.ascontiguousarray(planes, dtype=np.float32))[:, None]
             planes = transform.apply(image, params[-1])[:, 0].numpy()
@@ -92,7 +98,9 @@ def invert_chain(
 class Identity(Transform):
     """Changes nothing."""
 
-    def fit(self, planes: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+    def fit(
+        self, planes: np.ndarray, valid: np.ndarray | None = None, spacing_mm: tuple[float, float] | None = None
+    ) -> dict[str, float]:
         """See `Transform.fit`."""
         return {}
 
@@ -128,7 +136,9 @@ class HounsfieldChannels(Transform):
             raise InputError("scale and limits must be increasing", found=(scale, wide, window))
         self.scale, self.wide, self.window = float(scale), tuple(wide), tuple(window)
 
-    def fit(self, planes: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+    def fit(
+        self, planes: np.ndarray, valid: np.ndarray | None = None, spacing_mm: tuple[float, float] | None = None
+    ) -> dict[str, float]:
         """Nothing to fit: Hounsfield units are absolute."""
         return {}
 
@@ -144,50 +154,66 @@ class HounsfieldChannels(Transform):
 
 
 class NoiseGate(Transform):
-    """Leaves images alone whose noise is no more than that of a full-dose scan; first in a chain, so undone last.
+    """Applies a denoiser's change as far as the plane is noisier than a full-dose scan; first in a chain, undone last.
 
-    The root mean square of the model's own change in soft tissue says how noisy the plane is. Up to `low` only the
-    share `least` of the change is applied, from `high` on all of it, in between a linear ramp. A network cannot tell
-    a low-dose scan of a head from a full-dose scan of a pelvis by the noise of a patch; this keeps it from smoothing
-    images that are as good as they are meant to be.
+    A network cannot tell a low-dose scan of a head from a full-dose scan of a pelvis by the noise of a patch; the size
+    of the object tells them apart. At a fixed technique the noise grows with the water-equivalent diameter d as
+    exp(mu d / 2), so that ``reference = noise exp(mu (d - diameter) / 2)`` is what a good scan of this size has. The
+    root mean square of the model's own change in soft tissue is what the plane has (`level`). The best linear mix of
+    the noisy and the denoised image, for a reference that is itself that noisy, applies ``1 - (reference / level)^2``
+    of the change: nothing up to the reference.
 
     Args:
-        low: Change in native units up to which a plane counts as good.
-        high: Change from which on it is restored in full.
-        least: Share of the change that is always applied.
-        tissue: Range of pixel values that are looked at.
+        noise: Noise of a good scan at `diameter`, in HU.
+        diameter: Water-equivalent diameter in cm.
+        attenuation: mu, linear attenuation of water per cm (0.2 at 65 keV).
+        tissue: Range of pixel values whose change is looked at.
         limit: Single changes count at most this much, so that an edge or metal cannot open the gate.
+
+    Reference:
+        Water-equivalent diameter: AAPM Report 220 (2014), equation 3.
     """
 
     def __init__(
         self,
-        low: float = 10.0,
-        high: float = 14.0,
-        least: float = 0.2,
+        noise: float = 3.0,
+        diameter: float = 17.0,
+        attenuation: float = 0.2,
         tissue: tuple[float, float] = (-200.0, 300.0),
         limit: float = 80.0,
     ) -> None:
-        if not (0 <= low < high and 0 <= least <= 1 and tissue[0] < tissue[1] and limit > 0):
-            raise InputError("gate limits must be increasing, and least a share", found=(low, high, least, tissue))
-        self.low, self.high, self.least = float(low), float(high), float(least)
+        if not (noise > 0 and diameter > 0 and attenuation >= 0 and tissue[0] < tissue[1] and limit > 0):
+            found = (noise, diameter, attenuation, tissue, limit)
+            raise InputError("gate limits must be positive, the tissue range increasing", found=found)
+        self.noise, self.diameter, self.attenuation = float(noise), float(diameter), float(attenuation)
         self.tissue, self.limit = tuple(tissue), float(limit)
 
-    def fit(self, planes: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
-        """Nothing to fit: the gate looks at each plane's own change."""
-        return {}
+    def fit(
+        self, planes: np.ndarray, valid: np.ndarray | None = None, spacing_mm: tuple[float, float] | None = None
+    ) -> dict[str, float]:
+        """The area of a pixel in cm²."""
+        if spacing_mm is None:
+            raise InputError("the gate needs the pixel size", where="NoiseGate", remedy="pass spacing_mm to fit_chain")
+        return {"pixel_cm2": spacing_mm[0] * spacing_mm[1] / 100.0}
 
     def apply(self, image: Tensor, params: Params) -> Tensor:
         """See `Transform.apply`; nothing changes."""
         return image
 
     def invert(self, output: Tensor, image: Tensor, params: Params) -> Tensor:
-        """See `Transform.invert`: the part of the change that the gate lets through."""
+        """See `Transform.invert`: the part of the change that the gate lets through, plane by plane."""
         change = output - image
         inside = ((image > self.tissue[0]) & (image < self.tissue[1])).to(change.dtype)
         power = (inside * change.abs().clamp(max=self.limit).square()).sum(dim=(1, 2, 3), keepdim=True)
         level = (power / inside.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)).sqrt()
-        open_share = ((level - self.low) / (self.high - self.low)).clamp(0, 1)
-        return image + (self.least + (1 - self.least) * open_share) * change
+        growth = 0.5 * self.attenuation * (self._water_equivalent(image, params["pixel_cm2"]) - self.diameter)
+        ratio = self.noise * growth.exp() / level.clamp(min=1e-6)
+        return image + (1 - ratio.square()).clamp(min=0) * change
+
+    def _water_equivalent(self, image: Tensor, pixel_cm2: float | Tensor) -> Tensor:
+        """Diameter in cm of the water cylinder that attenuates as much, ``(batch, 1, 1, 1)``; 8 to 45 cm."""
+        water = (image.clamp(-1000.0, 3000.0) / 1000.0 + 1.0).sum(dim=(1, 2, 3), keepdim=True)
+        return (2.0 * (water * pixel_cm2 / np.pi).sqrt()).clamp(8.0, 45.0)
 
 
 class RobustScale(Transform):
@@ -204,7 +230,9 @@ class RobustScale(Transform):
             raise InputError("percentile is out of range", found=percentile, wanted="0 < percentile <= 100")
         self.percentile, self.nonnegative = float(percentile), bool(nonnegative)
 
-    def fit(self, planes: np.ndarray, valid: np.ndarray | None = None) -> dict[str, float]:
+    def fit(
+        self, planes: np.ndarray, valid: np.ndarray | None = None, spacing_mm: tuple[float, float] | None = None
+    ) -> dict[str, float]:
         """The scale, 1.0 for an empty or constant-zero volume."""
         values = np.abs(planes if valid is None else planes[valid]).ravel()
         values = values[values > 0]

@@ -174,7 +174,7 @@ class RestorePredictor:
         planes = np.concatenate([planes for planes, _ in pairs])
         masks = [np.ones_like(piece, dtype=bool) if valid is None else valid for piece, valid in pairs]
         valid = None if all(valid is None for _, valid in pairs) else np.concatenate(masks)
-        return fit_chain(self._chain, planes, valid)
+        return fit_chain(self._chain, planes, valid, reader.header.spacing_mm[1:])
 
     def _require_fit(self, header: VolumeHeader) -> None:
         """Refuse what the bundle was not made for; nothing is ever switched in silence."""
