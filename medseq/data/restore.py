@@ -6,6 +6,7 @@ set mixes real anatomy at random pixel sizes with other real images mapped to HU
 network that head.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -71,7 +72,7 @@ def collate(samples: Sequence[Sample]) -> RestoreBatch:
     )
 
 
-class SeededDataset(Dataset):
+class SeededDataset(Dataset, ABC):
     """A data set of `length` samples, each a function of its own generator.
 
     Args:
@@ -92,9 +93,9 @@ class SeededDataset(Dataset):
         mixed = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1, np.uint64)[0]
         return self.draw(torch.Generator().manual_seed(int(mixed >> 1)))
 
+    @abstractmethod
     def draw(self, generator: torch.Generator) -> Sample:
         """One sample."""
-        raise NotImplementedError
 
 
 class LowDoseCT(SeededDataset):

@@ -59,7 +59,8 @@ class VolumeHeader:
     slice_affines: np.ndarray
     modality: Modality
     units: Units
-    frame_of_reference: str | None = None
+    # Not in the repr: whoever has the archive finds the patient by it.
+    frame_of_reference: str | None = field(default=None, repr=False)
     source: SourceRef = SourceRef("memory")
 
     def __post_init__(self) -> None:
