@@ -246,4 +246,7 @@ class RobustScale(Transform):
     def invert(self, output: Tensor, image: Tensor, params: Params) -> Tensor:
         """See `Transform.invert`; native units."""
         restored = output * params["scale"]
-        return torch.maximum(restored, image.clamp(max=0.0)) if self.nonnegative else restored
+        if not self.nonnegative:
+            return restored
+        # The gradient passes the limit: a network whose outputs all fell below 0 would otherwise never learn again.
+        return restored + (torch.maximum(restored, image.clamp(max=0.0)) - restored).detach()

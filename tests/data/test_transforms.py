@@ -89,6 +89,14 @@ def test_robust_scale_limits_magnitudes_but_keeps_negative_inputs():
     assert out.flatten().tolist() == [-5.0, 0.0]
 
 
+def test_robust_scale_lets_the_gradient_past_its_limit():
+    output = torch.tensor([[[[-0.5, 0.5]]]], requires_grad=True)
+    restored = RobustScale().invert(output, torch.tensor([[[[1.0, 1.0]]]]), {"scale": 10.0})
+    restored.sum().backward()
+    assert restored.flatten().tolist() == [0.0, 5.0]
+    assert output.grad.flatten().tolist() == [10.0, 10.0]
+
+
 def test_chain_composes(seed):
     chain = [RobustScale(100.0), RobustScale(50.0)]
     planes = np.random.default_rng(seed).uniform(1, 9, (3, 6, 6)).astype(np.float32)
