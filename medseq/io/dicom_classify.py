@@ -28,6 +28,8 @@ _NOT_IMAGES = (
     ("4.2", "non-image", "spectroscopy, not an image"),
     ("4.3", "non-image", "an enhanced colour image"),
 )
+# CT, MR, PET and their enhanced multi-frame forms: what a volume is made of.
+_VOLUMES = ("2", "2.1", "2.2", "4", "4.1", "4.4", "128", "128.1", "130")
 _SCREEN_WORDS = ("SCREEN SAVE", "SCREENSAVE", "DOSE_INFO", "DOSE INFO", "REPORT")
 _MODALITIES: dict[str, Modality] = {"CT": "CT", "MR": "MR", "PT": "PT", "NM": "NM", "ST": "NM"}
 _GEOMETRY = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
@@ -47,7 +49,7 @@ def modality(dataset: Dataset) -> Modality:
 def skip_reason(dataset: Dataset, has_pixels: bool) -> tuple[str, str] | None:
     """Why an object is not an input, as ``(code, sentence)``, or None for an image to read.
 
-    A CT, MR or PET image without geometry is not skipped here: it is an input that cannot be read.
+    A CT, MR or PET image without geometry or pixels is not skipped here: it is an input that cannot be read.
     """
     uid = sop_class(dataset)
     if uid.startswith(_DICOMDIR) or "DirectoryRecordSequence" in dataset:
@@ -56,6 +58,8 @@ def skip_reason(dataset: Dataset, has_pixels: bool) -> tuple[str, str] | None:
     for prefix, code, reason in _NOT_IMAGES:
         if kind == prefix or kind.startswith(f"{prefix}."):
             return code, reason
+    if not has_pixels and (not uid or kind in _VOLUMES):
+        return None  # cut off in its header: an input that cannot be read
     if not kind and not has_pixels:
         return "non-image", "not an image storage object"
     return _skip_image(dataset, uid, has_pixels)

@@ -197,9 +197,10 @@ def test_truncated_pixels_break_their_series_with_one_error(tmp_path, rng):
     assert path_label(paths[3]) in str(broken.error)
 
 
-def test_a_file_cut_in_its_header_is_broken(tmp_path, rng):
+@pytest.mark.parametrize("length", [132, 150, 300, 500, 900])
+def test_a_file_cut_in_its_header_is_broken(tmp_path, rng, length):
     paths = save(stack(rng, slices=1), tmp_path)
-    paths[0].write_bytes(paths[0].read_bytes()[:900])
+    paths[0].write_bytes(paths[0].read_bytes()[:length])
     refused(paths, "no pixel data|no usable|no image size")
 
 
