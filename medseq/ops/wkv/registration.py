@@ -35,7 +35,7 @@ def _forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention: str) -> Ten
     if v.numel() == 0:
         return torch.empty_like(v, memory_format=torch.contiguous_format)
     dtype = _compute_dtype(w, u, k, v)
-    run = _FORWARD[choose(v.device.type).name]
+    run = _FORWARD[choose("bi_wkv", v.device.type).name]
     # Contiguous, as the fake says: compiled graphs rely on the strides.
     return run(w.to(dtype), u.to(dtype), k.to(dtype), v.to(dtype), convention).to(v.dtype).contiguous()
 
@@ -45,7 +45,7 @@ def _backward(gy: Tensor, w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention
     if v.numel() == 0:
         return tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs)
     dtype = _compute_dtype(*inputs)
-    run = _BACKWARD[choose(v.device.type).name]
+    run = _BACKWARD[choose("bi_wkv", v.device.type).name]
     gradients = run(gy.to(dtype), w.to(dtype), u.to(dtype), k.to(dtype), v.to(dtype), convention)
     return tuple(g.to(x.dtype).contiguous() for g, x in zip(gradients, inputs, strict=True))
 
