@@ -164,9 +164,9 @@ class NoiseGate(Transform):
     of the change: nothing up to the reference.
 
     Args:
-        noise: Noise of a good scan at `diameter`, in HU.
+        noise: Noise of a good scan at `diameter`, in HU. The default pair is the training head's validation block.
         diameter: Water-equivalent diameter in cm.
-        attenuation: mu, linear attenuation of water per cm (0.2 at 65 keV).
+        attenuation: mu, linear attenuation of water per cm; the default is that at 70 keV.
         tissue: Range of pixel values whose change is looked at.
         limit: Single changes count at most this much, so that an edge or metal cannot open the gate.
 
@@ -176,9 +176,9 @@ class NoiseGate(Transform):
 
     def __init__(
         self,
-        noise: float = 3.0,
-        diameter: float = 17.0,
-        attenuation: float = 0.2,
+        noise: float = 4.4,
+        diameter: float = 19.1,
+        attenuation: float = 0.193,
         tissue: tuple[float, float] = (-200.0, 300.0),
         limit: float = 80.0,
     ) -> None:

@@ -48,10 +48,10 @@ def disc(diameter_cm, spacing_mm, side=256, hu=40.0):
 @pytest.mark.parametrize("excess", [0.5, 0.9, 1.5, 4.0])
 def test_noise_gate_applies_the_change_beyond_the_noise_of_a_good_scan_of_that_size(diameter_cm, excess):
     native, water_cm = disc(diameter_cm, spacing_mm=1.4)
+    gate = NoiseGate(noise=3.0, diameter=17.0, attenuation=0.2)
     level = excess * 3.0 * np.exp(0.1 * (water_cm - 17.0))
     change = torch.where(native > 0, level * torch.randn(native.shape).clamp(-3, 3) / 0.9867, 0.0)
     change[..., 128, 128] = 5000.0  # one spark does not open the gate
-    gate = NoiseGate()
     gated = gate.invert(native + change, native, gate.fit(native[:, 0].numpy(), spacing_mm=(1.4, 1.4))) - native
     share = (gated / change)[change != 0].mean().item()
     # share = 1 - 1 / excess^2. 9000 draws and more know their sd to 1 %, and the spark adds up to 8 % to the power.
