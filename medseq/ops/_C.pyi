@@ -37,3 +37,25 @@ def wkv_backward(
     threads: int,
     /,
 ) -> None: ...
+def selective_scan_forward(
+    isa: str,
+    is_double: bool,
+    sizes: list[int],
+    flags: list[int],
+    inputs: list[int],
+    outputs: list[int],
+    threads: int,
+    /,
+) -> None: ...
+def selective_scan_backward(
+    isa: str,
+    is_double: bool,
+    sizes: list[int],
+    flags: list[int],
+    inputs: list[int],
+    incoming: list[int],
+    outputs: list[int],
+    threads: int,
+    /,
+) -> None: ...
+def exp2(isa: str, is_double: bool, count: int, x: int, y: int, /) -> None: ...
