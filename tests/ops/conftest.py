@@ -1,6 +1,7 @@
 """Shared by the operator tests: fresh inputs with a printed seed, and memory that shows what was never written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -29,3 +30,12 @@ def normal(generator: torch.Generator) -> Callable[..., Tensor]:
         return torch.randn(*shape, generator=generator).mul(std).double()
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> Iterator[Any]:
+    """Triton's interpreter in a process of its own: `interpreter.call(operator, function, *args)`."""
+    from benchmarks.triton_worker import Interpreter
+
+    with Interpreter() as worker:
+        yield worker

@@ -1,0 +1,14 @@
+"""What the tests of the Triton kernels share: the bound of the error."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["assert_as_exact_as"]
+
+
+def assert_as_exact_as(got: Tensor, plain: Tensor, exact: Tensor, *, factor: float = 2.0, ulps: float = 8.0) -> None:
+    """The error of `got` is at most `factor` times that of plain float32 torch, plus a few units of the largest value."""
+    scale = float(exact.abs().max()) + 1e-30
+    error, allowed = (float((x.double() - exact).abs().max()) / scale for x in (got, plain))
+    bound = factor * allowed + ulps * torch.finfo(torch.float32).eps
+    assert error <= bound, f"error {error:.2e} of the largest value, allowed {bound:.2e}"
