@@ -1,4 +1,4 @@
-"""A process that runs medseq's Triton kernels in Triton's interpreter, on the CPU, and can count what they read and write.
+"""A process that runs medseq's Triton kernels in Triton's interpreter, on the CPU, and counts their traffic.
 
 The interpreter is chosen by an environment variable when triton is imported, so it needs a process of its own; the
 report (triton_report.py) and the tests talk to it through `Interpreter`.
@@ -58,7 +58,7 @@ def _call(operator: str, function: str, args: tuple[Any, ...]) -> Any:
 
 
 def _scan_by_slices(scan: Any, inputs: list[Any]) -> list[Any]:
-    """The interpreter's associative scan, a slice at a time instead of an element at a time: hundreds of times faster."""
+    """The interpreter's associative scan, a slice at a time instead of an element: hundreds of times faster."""
     columns = [np.moveaxis(x.handle.data, scan.axis, 0) for x in inputs]
     sums = [column.copy() for column in columns]
     for i in range(1, len(columns[0])):
@@ -101,7 +101,8 @@ class _Counter:
         if not addresses.size:
             return
         which = np.searchsorted(self.begins, addresses, "right") - 1
-        assert (which >= 0).all() and (addresses < self.ends[which]).all(), f"{self.kernel} leaves its tensors"
+        inside = (which >= 0) & (addresses < self.ends[which])
+        assert inside.all(), f"{self.kernel} leaves its tensors"
         for i in np.unique(which):
             key = (self.kernel, self.names[i])
             self.sizes[key] = max(1, pointers.get_element_ty().primitive_bitwidth // 8)

@@ -1,4 +1,4 @@
-"""The Triton kernels of bidirectional WKV: interpreted on the CPU against the definition, and compiled without a GPU."""
+"""The Triton kernels of bidirectional WKV, interpreted on the CPU, against the definition."""
 
 import pytest
 import torch

@@ -7,7 +7,7 @@ __all__ = ["assert_as_exact_as"]
 
 
 def assert_as_exact_as(got: Tensor, plain: Tensor, exact: Tensor, *, factor: float = 2.0, ulps: float = 8.0) -> None:
-    """The error of `got` is at most `factor` times that of plain float32 torch, plus a few units of the largest value."""
+    """The error of `got` is at most `factor` times that of plain float32 torch plus `ulps` of the largest value."""
     scale = float(exact.abs().max()) + 1e-30
     error, allowed = (float((x.double() - exact).abs().max()) / scale for x in (got, plain))
     bound = factor * allowed + ulps * torch.finfo(torch.float32).eps

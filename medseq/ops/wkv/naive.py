@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["EPSILON", "NUM_CHUNKS", "backward", "bi_wkv", "chunk64_weights", "chunk_length", "exact_weights"]
+__all__ = ["EPSILON", "NUM_CHUNKS", "backward", "bi_wkv", "chunk64_weights", "chunk_length", "exact_weights", "forward"]
 
 NUM_CHUNKS = 64
 """Number of pieces into which the original kernel cuts the sequence."""
@@ -58,6 +58,9 @@ def backward(
         pull = torch.func.vjp(partial(bi_wkv, convention=convention), w, u, k, v)[1]
         gw, gu, gk, gv = (gradient.detach() for gradient in pull(gy))
     return gw, gu, gk, gv
+
+
+forward = bi_wkv
 
 
 def exact_weights(

@@ -4,14 +4,14 @@ The dispatcher is the registry of implementations: CPU and CUDA tensors get what
 autograd and `torch.compile` see one opaque operator with exact gradients.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from medseq.errors import BackendError
-from medseq.ops.backend import choose
-from medseq.ops.wkv import chunked, cpu, naive
+from medseq.ops.backend import load
 
 __all__: list[str] = []
 
@@ -22,22 +22,25 @@ _LIBRARY.define(
     " -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
-_FORWARD = {"naive": naive.bi_wkv, "chunked": chunked.forward, "cpu": cpu.forward}
-_BACKWARD = {"naive": naive.backward, "chunked": chunked.backward, "cpu": cpu.backward}
-
 
 def _compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 if any input is, else float32: half precision is only for storage."""
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
+def _token_dtype(module: ModuleType, v: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """Of k, v and gy: a kernel that converts what it reads spares the copy."""
+    return v.dtype if getattr(module, "READS_HALF", False) and dtype == torch.float32 else dtype
+
+
 def _forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention: str) -> Tensor:
     if v.numel() == 0:
         return torch.empty_like(v, memory_format=torch.contiguous_format)
     dtype = _compute_dtype(w, u, k, v)
-    run = _FORWARD[choose("bi_wkv", v.device.type).name]
+    module = load("bi_wkv", v.device.type)
+    token = _token_dtype(module, v, dtype)
     # Contiguous, as the fake says: compiled graphs rely on the strides.
-    return run(w.to(dtype), u.to(dtype), k.to(dtype), v.to(dtype), convention).to(v.dtype).contiguous()
+    return module.forward(w.to(dtype), u.to(dtype), k.to(token), v.to(token), convention).to(v.dtype).contiguous()
 
 
 def _backward(gy: Tensor, w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention: str) -> tuple[Tensor, ...]:
@@ -45,8 +48,9 @@ def _backward(gy: Tensor, w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention
     if v.numel() == 0:
         return tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs)
     dtype = _compute_dtype(*inputs)
-    run = _BACKWARD[choose("bi_wkv", v.device.type).name]
-    gradients = run(gy.to(dtype), w.to(dtype), u.to(dtype), k.to(dtype), v.to(dtype), convention)
+    module = load("bi_wkv", v.device.type)
+    token = _token_dtype(module, v, dtype)
+    gradients = module.backward(gy.to(token), w.to(dtype), u.to(dtype), k.to(token), v.to(token), convention)
     return tuple(g.to(x.dtype).contiguous() for g, x in zip(gradients, inputs, strict=True))
 
 

@@ -1,7 +1,7 @@
 """Bidirectional WKV by Triton kernels, for CUDA tensors: launches those of triton_kernels.py.
 
-The sequence is cut into chunks, a program each, so a long image keeps the whole GPU busy. Forward: what every chunk adds
-to the others' sums; a short walk over the chunks turns that into the sums before and after each; every chunk then
+The sequence is cut into chunks, a program each, so a long image keeps the whole GPU busy. Forward: what every chunk
+adds to the others' sums; a short walk over the chunks turns that into the sums before and after each; every chunk then
 scans its tokens in both directions. Backward does the same once more for the adjoint terms of README.md, so it keeps
 four numbers per token (result and adjoint term), as csrc does. No atomics: the same input gives the same bits.
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from medseq.ops.wkv import chunked
 from medseq.ops.wkv.triton_kernels import carry_kernel, gradient_kernel, mean_kernel, query_kernel, total_kernel
 
-__all__ = ["CHUNK", "COLS", "WARPS", "backward", "forward"]
+__all__ = ["CHUNK", "COLS", "READS_HALF", "WARPS", "backward", "forward"]
 
 CHUNK = 32
 """Tokens of a tile."""
@@ -24,6 +24,9 @@ COLS = 16
 """Channels of a tile: two sectors of 32 bytes in float32."""
 
 WARPS = 4
+
+READS_HALF = True
+"""k, v and gy may be bfloat16 or float16 beside float32 w and u; sums are float32."""
 
 
 def forward(w: Tensor, u: Tensor, k: Tensor, v: Tensor, convention: str) -> Tensor:

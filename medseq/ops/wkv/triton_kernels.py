@@ -1,7 +1,7 @@
 """The kernels of bidirectional WKV in Triton. Used by triton.py only, which explains the plan.
 
-A decayed sum is kept as exp(o) * (n, d) with o its largest exponent (chunked.py's Sums), so nothing overflows. A tile is
-(CHUNK tokens, COLS channels); `carries` holds for every chunk the sum before it and the sum after it.
+A decayed sum is kept as exp(o) * (n, d) with o its largest exponent (chunked.py's Sums), so nothing overflows. A tile
+is (CHUNK tokens, COLS channels); `carries` holds for every chunk the sum before it and the sum after it.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -45,7 +45,7 @@ def _token_there(chunk, length, channel, channels, shift: tl.constexpr, CHUNK: t
 
 @triton.jit
 def _key(k, at, there, TYPE: tl.constexpr):
-    """k as an exponent; the finite floor stands for -inf, whose differences would be NaN."""
+    """K as an exponent; the finite floor stands for -inf, whose differences would be NaN."""
     x = tl.load(k + at, mask=there, other=EMPTY).to(TYPE)
     return tl.where(x < EMPTY, EMPTY, x)
 
