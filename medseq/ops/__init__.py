@@ -3,9 +3,15 @@
 from importlib import import_module
 from typing import Any
 
-__all__ = ["backends", "bi_wkv"]
+__all__ = ["backends", "bi_wkv", "bidirectional_selective_scan", "selective_scan", "selective_state_update"]
 
-_HOME = {"backends": "medseq.ops.backend", "bi_wkv": "medseq.ops.wkv"}
+_HOME = {
+    "backends": "medseq.ops.backend",
+    "bi_wkv": "medseq.ops.wkv",
+    "bidirectional_selective_scan": "medseq.ops.selective_scan",
+    "selective_scan": "medseq.ops.selective_scan",
+    "selective_state_update": "medseq.ops.selective_scan",
+}
 
 
 def __getattr__(name: str) -> Any:

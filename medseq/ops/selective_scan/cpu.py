@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medseq.ops.backend import compiled_kernels, cpu_isa
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "checkpoint_shape", "forward"]
 
 # Below this many exponentials starting threads costs more than it saves.
 _PARALLEL_FROM = 1 << 15
@@ -68,7 +68,12 @@ class _Problem(NamedTuple):
         return torch.get_num_threads() if work >= _PARALLEL_FROM else 1
 
 
-def forward(  # noqa: PLR0913  (the operator's own arguments)
+def checkpoint_shape(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
+    """Shape of what `forward` keeps for `backward`: (batch, tile, state, channel)."""
+    return u.shape[0], -(-u.shape[2] // _TILE), A.shape[1], u.shape[1]
+
+
+def forward(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -104,13 +109,13 @@ def forward(  # noqa: PLR0913  (the operator's own arguments)
     batch, channels, length = u.shape
     y = u.new_empty(u.shape)
     last_state = u.new_empty(batch, channels, A.shape[1])
-    checkpoints = u.new_empty(batch, -(-length // _TILE), A.shape[1], channels)
+    checkpoints = u.new_empty(checkpoint_shape(u, A, B, C))
     outputs = [*_rows(y), *_addresses(last_state, checkpoints)]
     _kernels().selective_scan_forward(cpu_isa(), _is_double(u), *problem.numbers(), outputs, problem.threads())
     return y, last_state, checkpoints
 
 
-def backward(  # noqa: PLR0913  (the operator's own arguments)
+def backward(
     gy: Tensor,
     glast: Tensor | None,
     u: Tensor,

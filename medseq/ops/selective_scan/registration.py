@@ -1,0 +1,150 @@
+"""Registers `medseq::selective_scan` and its backward with torch's dispatcher.
+
+The dispatcher is the registry of implementations: CPU and CUDA tensors get what `medseq.ops.backend` chooses, autograd
+and `torch.compile` see one opaque operator with exact gradients. `keep` asks for the states that backward starts from;
+without them backward runs the forward scan again.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medseq.errors import BackendError
+from medseq.ops.backend import load
+from medseq.ops.selective_scan import naive
+
+__all__: list[str] = []
+
+_INPUTS = (
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias,"
+    " bool delta_softplus, Tensor? initial_state"
+)
+_LIBRARY = torch.library.Library("medseq", "FRAGMENT")
+_LIBRARY.define(f"selective_scan({_INPUTS}, bool reverse, bool keep) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.define(
+    f"selective_scan_backward(Tensor gy, Tensor? glast, {_INPUTS}, Tensor checkpoints, bool reverse)"
+    f" -> ({', '.join(['Tensor'] * 9)})"
+)
+_SOFTPLUS = 8  # its place among the inputs, all others being tensors
+
+
+def _compute_dtype(inputs: tuple[Any, ...]) -> torch.dtype:
+    """float64 if any input is, else float32: half precision is only for storage."""
+    tensors = (x for x in inputs if isinstance(x, Tensor))
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+def _implementation(u: Tensor, A: Tensor) -> ModuleType:
+    """The chosen module; without any state there is nothing to make fast."""
+    return load("selective_scan", u.device.type) if A.shape[1] else naive
+
+
+def _converted(inputs: tuple[Any, ...], dtype: torch.dtype) -> list[Any]:
+    """All tensors in one dtype; outside the CPU also contiguous, as a GPU wants them."""
+    out = []
+    for x in inputs:
+        if isinstance(x, Tensor):
+            x = x.to(dtype) if x.device.type == "cpu" else x.to(dtype).contiguous()
+        out.append(x)
+    return out
+
+
+def _checkpoint_shape(keep: bool, u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
+    """What the chosen implementation keeps; nothing where it has no `checkpoint_shape`."""
+    shape = getattr(_implementation(u, A), "checkpoint_shape", None) if keep else None
+    return shape(u, A, B, C) if shape else (0,)
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *inputs, reverse, keep = arguments
+    u, _, A, B, C = inputs[:5]
+    dtype, state = _compute_dtype(arguments), inputs[_SOFTPLUS + 1]
+    kept = _checkpoint_shape(keep, u, A, B, C)
+    if u.numel() == 0:
+        zeros = u.new_zeros(u.shape[0], u.shape[1], A.shape[1], dtype=dtype)
+        last_state = zeros if state is None else zeros.copy_(state)
+        return u.new_empty(u.shape), last_state, u.new_zeros(kept, dtype=dtype)
+    y, last_state, checkpoints = _implementation(u, A).forward(*_converted(tuple(inputs), dtype), reverse)
+    if kept == (0,):
+        checkpoints = u.new_empty(0, dtype=dtype)
+    # Contiguous, as the fake says: compiled graphs rely on the strides.
+    return y.to(u.dtype).contiguous(), last_state.contiguous(), checkpoints
+
+
+def _backward(gy: Tensor, glast: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
+    *inputs, checkpoints, reverse = arguments
+    u, _, A = inputs[:3]
+    dtype = checkpoints.dtype
+    tensors = [x for i, x in enumerate(inputs) if i != _SOFTPLUS]
+    if u.numel() == 0:
+        gradients: Any = [None if x is None else torch.zeros_like(x) for x in tensors]
+        if glast is not None and tensors[-1] is not None:
+            gradients[-1] = glast.clone()
+    else:
+        gy, glast = _converted((gy, glast), dtype)
+        converted = _converted(tuple(inputs), dtype)
+        gradients = _implementation(u, A).backward(gy, glast, *converted, checkpoints, reverse)
+    # An operator returns tensors only: an empty one stands for the gradient of what was not given.
+    pairs = zip(gradients, tensors, strict=True)
+    return tuple(u.new_empty(0) if x is None else g.to(x.dtype).contiguous() for g, x in pairs)
+
+
+def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    u, _, A, B, C = arguments[:5]
+    dtype = _compute_dtype(arguments)
+    last_state = u.new_empty(u.shape[0], u.shape[1], A.shape[1], dtype=dtype)
+    return u.new_empty(u.shape), last_state, u.new_empty(_checkpoint_shape(arguments[-1], u, A, B, C), dtype=dtype)
+
+
+def _fake_backward(gy: Tensor, glast: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
+    tensors = [x for i, x in enumerate(arguments[:-2]) if i != _SOFTPLUS]
+    return tuple(gy.new_empty(0) if x is None else x.new_empty(x.shape) for x in tensors)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *arguments, ctx.reverse, _ = inputs
+    ctx.delta_softplus = arguments.pop(_SOFTPLUS)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(*arguments, output[2])
+
+
+def _autograd_backward(
+    ctx: Any, gy: Tensor | None, glast: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    *tensors, initial_state, checkpoints = ctx.saved_tensors
+    u = tensors[0]
+    gradients = torch.ops.medseq.selective_scan_backward(
+        *(u.new_zeros(u.shape) if gy is None else gy, glast, *tensors, ctx.delta_softplus, initial_state),
+        *(checkpoints, ctx.reverse),
+    )
+    *found, ginitial = (None if x is None else g for g, x in zip(gradients, (*tensors, initial_state), strict=True))
+    return *found, None, ginitial, None, None
+
+
+def _refuse_second_derivative(ctx: Any, *gradients: Tensor) -> None:
+    # Without this torch warns once and returns a wrong zero.
+    raise BackendError(
+        "selective_scan has no second derivative",
+        remedy="differentiate medseq.ops.selective_scan.naive.selective_scan instead",
+    )
+
+
+def _refuse_vmap(info: Any, in_dims: Any, *arguments: Any) -> None:
+    raise BackendError(
+        "selective_scan cannot be vmapped",
+        remedy="it has a batch axis: put the mapped axis there, or map medseq.ops.selective_scan.naive.selective_scan",
+    )
+
+
+for _device in ("CPU", "CUDA"):
+    _LIBRARY.impl("selective_scan", _forward, _device)
+    _LIBRARY.impl("selective_scan_backward", _backward, _device)
+torch.library.register_fake("medseq::selective_scan", _fake_forward, lib=_LIBRARY)
+torch.library.register_fake("medseq::selective_scan_backward", _fake_backward, lib=_LIBRARY)
+torch.library.register_autograd("medseq::selective_scan", _autograd_backward, setup_context=_save, lib=_LIBRARY)
+torch.library.register_autograd("medseq::selective_scan_backward", _refuse_second_derivative, lib=_LIBRARY)
+torch.library.register_vmap("medseq::selective_scan", _refuse_vmap, lib=_LIBRARY)
+torch.library.register_vmap("medseq::selective_scan_backward", _refuse_vmap, lib=_LIBRARY)
