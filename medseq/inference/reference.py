@@ -1,7 +1,8 @@
 """Models with the weights and the numbers of the original implementations.
 
 `load` takes a state dict as the authors' code saves it and returns our model, in eval mode, that computes what
-theirs does. The key mapping of each source stands at the bottom of the model's own file (`from_reference`).
+theirs does. The key mapping of each source stands at the bottom of the model's own file (`from_reference`), or in a
+`reference_*` module beside this one where it is long.
 """
 
 import importlib
@@ -14,8 +15,11 @@ from medseq.errors import InputError
 
 __all__ = ["load", "sources"]
 
+# Who reads the state dicts of each source: module and function.
 _MODULES = {
-    "restore-rwkv": "medseq.models.restore_rwkv",
+    "atommic": "medseq.inference.reference_cirim:from_atommic",
+    "mridc": "medseq.inference.reference_cirim:from_mridc",
+    "restore-rwkv": "medseq.models.restore_rwkv:from_reference",
 }
 
 
@@ -42,4 +46,5 @@ def load(source: str, state_dict: Mapping[str, Tensor], config: Mapping[str, Any
     """
     if source not in _MODULES:
         raise InputError("unknown reference implementation", found=source, wanted=", ".join(sources()))
-    return importlib.import_module(_MODULES[source]).from_reference(state_dict, dict(config or {})).eval()
+    module, _, function = _MODULES[source].partition(":")
+    return getattr(importlib.import_module(module), function)(state_dict, dict(config or {})).eval()

@@ -63,7 +63,7 @@ def sens_expand(
 def sens_reduce(
     kspace: CoilData, sens_maps: CoilData, *, origin: Origin = "centre", norm: Norm = "ortho"
 ) -> Complex[Tensor, "batch row col"]:
-    """Combine coil k-space into one image: ``x = sum_c conj(S_c) F^-1(k_c)``; for ``ortho`` the adjoint of `sens_expand`.
+    """Combine coil k-space into one image: ``x = sum_c conj(S_c) F^-1(k_c)``, the adjoint of `sens_expand`.
 
     Args:
         kspace: Measured or predicted k-space, arbitrary scanner units.
