@@ -18,6 +18,7 @@ __all__ = ["load", "sources"]
 # Who reads the state dicts of each source: module and function.
 _MODULES = {
     "atommic": "medseq.inference.reference_cirim:from_atommic",
+    "direct": "medseq.inference.reference_direct:from_direct",
     "mridc": "medseq.inference.reference_cirim:from_mridc",
     "restore-rwkv": "medseq.models.restore_rwkv:from_reference",
 }
