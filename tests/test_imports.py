@@ -62,7 +62,9 @@ def test_every_module_imports_with_the_base_dependencies_alone():
     failed = {name: why for name, why in results.items() if why != "ok"}
     # Behind the face medseq.io.dicom, which says what to install, modules may need what the extra brings.
     assert results["medseq.io.dicom"] == "ok"
-    assert {name: why for name, why in failed.items() if not name.startswith("medseq.io.dicom_")} == {}
+    # So may an operator's GPU kernels, which medseq.ops.backend imports when a CUDA tensor arrives.
+    behind = re.compile(r"medseq\.io\.dicom_\w+|medseq\.ops\.(\w+\.)?(triton|mamba_ssm)\w*")
+    assert {name: why for name, why in failed.items() if not behind.fullmatch(name)} == {}
     assert all(why.partition(".")[0] in blocked for why in failed.values())
 
 
