@@ -39,9 +39,11 @@ class Interpreter:
         """The result of the function."""
         return self._pool.submit(_call, operator, function, args).result()
 
-    def traffic(self, operator: str, function: str, *args: Any) -> dict[str, Traffic]:
-        """What every kernel of the function moves, by kernel and argument; its values are not computed."""
-        return self._pool.submit(_traffic, operator, function, args).result()
+    def traffic(
+        self, operator: str, function: str, *args: Any, settings: dict[str, Any] | None = None
+    ) -> dict[str, Traffic]:
+        """What every kernel of the function moves, by kernel and argument; `settings` replaces the module's constants."""
+        return self._pool.submit(_traffic, operator, function, args, settings or {}).result()
 
 
 def _start() -> None:
@@ -70,10 +72,15 @@ def _scan_by_slices(scan: Any, inputs: list[Any]) -> list[Any]:
     return [scan.to_tensor(result, x.dtype) for result, x in zip(results, inputs, strict=True)]
 
 
-def _traffic(operator: str, function: str, args: tuple[Any, ...]) -> dict[str, Traffic]:
-    counter = _Counter()
-    with counter.installed():
-        _call(operator, function, args)
+def _traffic(operator: str, function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> dict[str, Traffic]:
+    module, counter = import_module(f"medseq.ops.{operator}.triton"), _Counter()
+    before = {name: getattr(module, name) for name in settings}
+    try:
+        vars(module).update(settings)
+        with counter.installed():
+            _call(operator, function, args)
+    finally:
+        vars(module).update(before)
     return counter.result()
 
 
