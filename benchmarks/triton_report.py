@@ -1,6 +1,6 @@
 """Registers, shared memory, spills and memory traffic of medseq's Triton kernels, without a GPU.
 
-Run: `python benchmarks/triton_report.py` (about three minutes). Writes benchmarks/results/triton_report.{json,md}.
+Run: `python -m benchmarks.triton_report` (about three minutes). Writes benchmarks/results/triton_report.{json,md}.
 
 Every configuration is compiled for sm_80 and sm_90a. Traffic is counted by running the kernels in Triton's interpreter:
 `moved` is every element that a load or store touches, re-read halos and states included; `once` counts an address once
@@ -41,13 +41,16 @@ def build_rows(cases: list[Case], architectures: list[str]) -> list[Row]:
 
 
 def row_text(row: Row) -> str:
+    """One line of the printed table."""
     figures = f"{row['registers']:4d} registers {row['spilled']:4d} B spilled {row['shared']:6d} B shared"
     return f"{row['operator']:22s} {row['kernel']:18s} {row['case']:36s} {row['architecture']:7s} {figures}"
 
 
 def traffic_rows(cases: list[Case]) -> list[Row]:
     """Bytes per element of the main input, by kernel and argument."""
-    rows = []
+    rows: list[Row] = []
+    if not cases:
+        return rows
     with Interpreter() as interpreter:
         for case in cases:
             seen = set()
@@ -73,13 +76,14 @@ def failures(rows: list[Row]) -> list[str]:
 
 
 def markdown(builds: list[Row], traffic: list[Row]) -> str:
+    """The report as a document."""
     import triton
 
     lines = [
         "# Triton kernels: compiled and interpreted, never timed on a GPU",
         "",
-        f"`python benchmarks/triton_report.py`, Triton {triton.__version__}, floating-point fusion on. Limits: no spills,",
-        f"at most {MOST_REGISTERS} registers.",
+        f"`python -m benchmarks.triton_report`, Triton {triton.__version__}, floating-point fusion on.",
+        f"Limits: no spills, at most {MOST_REGISTERS} registers.",
         "",
         "| operator | kernel | configuration | warps | registers "
         + " | ".join(ARCHITECTURES)
@@ -95,8 +99,9 @@ def markdown(builds: list[Row], traffic: list[Row]) -> str:
         lines.append(f"| {operator} | {kernel} | {case} | {warps} | {registers} | {spilled} | {shared} |")
     lines += [
         "",
-        "Bytes per element of the main input, counted in the interpreter. `moved`: every element a load or store touches;",
-        "`once`: each address once per program, as a perfect first-level cache would have it.",
+        "Bytes per element of the main input, counted in the interpreter. `moved`: every element a load or store",
+        "touches, those that the compiler loads once included; `once`: each address once per program, as a perfect",
+        "first-level cache would have it.",
         "",
         "| operator | kernel | configuration | moved | once | largest parts of `moved` |",
         "|---|---|---|---|---|---|",
@@ -111,6 +116,7 @@ def markdown(builds: list[Row], traffic: list[Row]) -> str:
 
 
 def main() -> int:
+    """Compiles, counts, writes and judges."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--operator", help="only this one; nothing is written")
     parser.add_argument("--quick", action="store_true", help="the first case of each operator; nothing is written")

@@ -42,7 +42,7 @@ class Interpreter:
     def traffic(
         self, operator: str, function: str, *args: Any, settings: dict[str, Any] | None = None
     ) -> dict[str, Traffic]:
-        """What every kernel of the function moves, by kernel and argument; `settings` replaces the module's constants."""
+        """What every kernel of the function moves, by kernel and argument; `settings` replaces module constants."""
         return self._pool.submit(_traffic, operator, function, args, settings or {}).result()
 
 
