@@ -12,7 +12,7 @@ __all__ = ["convert"]
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Whose checkpoint it is, e.g. restore-rwkv.")],
+    source: Annotated[str, typer.Argument(help="Whose checkpoint it is, e.g. restore-rwkv; auto: by its keys.")],
     ckpt: Annotated[Path, typer.Argument(help="Their checkpoint: .pt, .pth or .safetensors; never unpickled.")],
     out: Annotated[Path, typer.Argument(help="Folder of the new bundle.")],
     config: Annotated[
@@ -45,9 +45,11 @@ def convert(
     from medseq.inference.bundle import save_bundle
 
     arguments = dict(_key_value(text) for text in config or [])
-    if source not in reference.sources():
+    if source not in (*reference.sources(), "auto"):
         raise InputError("unknown reference implementation", found=source, wanted=", ".join(reference.sources()))
-    model = reference.load(source, _plain_state(read_state_dict(ckpt), ckpt), arguments)
+    state = _plain_state(read_state_dict(ckpt), ckpt)
+    source = reference.detect(state) if source == "auto" else source
+    model = reference.load(source, state, arguments)
     kind = type(model)
     if not hasattr(model, "init_args"):
         raise BundleError("only whole networks become bundles", found=kind.__name__, remedy="give the whole state dict")
@@ -66,6 +68,11 @@ def convert(
         "versions": software_versions(),
     }
     card = f"# {content['name']}\n\nConverted from a {source} checkpoint (sha256 {digest}). {INTENDED_USE}.\n"
+    if quirks := getattr(model, "quirks", []):
+        # Trained weights rely on them, so they are reproduced: whoever reads the numbers must know.
+        facts["reproduced_errors_of_the_original"] = quirks
+        card += "\nReproduces what the original does and its weights rely on:\n\n"
+        card += "".join(f"- {quirk}\n" for quirk in quirks)
     made = save_bundle(out, content, model.state_dict(), metadata=facts, card=card, dtype=dtype, overwrite=overwrite)
     made.build_model()
     if as_json:
@@ -91,9 +98,13 @@ def _plain_state(content: Any, path: Path) -> dict[str, Any]:
     """The state dict itself, whatever training code wrapped around it."""
     import torch
 
+    # direct keeps the sensitivity network beside the model.
+    beside = content.get("sensitivity_model") if isinstance(content, dict) else None
     for key in ("state_dict", "model_state_dict", "params", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
+    if isinstance(beside, dict) and isinstance(content, dict):
+        content = content | {f"sensitivity_model.{key}": value for key, value in beside.items()}
     if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
         raise BundleError("the checkpoint holds no state dict", where=path.name, wanted="parameter name -> tensor")
     return {key.removeprefix("module."): value for key, value in content.items()}
@@ -108,5 +119,12 @@ def _surroundings(like: str | None, modality: list[str], units: str, model: Any)
         return load_bundle(like).config.model_dump(mode="json", exclude=own)
     # models/<task>_<architecture>.py
     task = type(model).__module__.rpartition(".")[2].partition("_")[0]
+    if task == "recon":
+        fft = f"{model.fft_origin}-{model.fft_norm}"
+        return {
+            "task": task,
+            "input": {"kind": "kspace", "modality": modality or ["MR"], "units": "1", "fft": fft},
+            "output": {"kind": "volume"},
+        }
     image = {"kind": "volume", "modality": modality, "units": units, "channels": getattr(model, "in_channels", 1)}
     return {"task": task, "input": image, "output": {"kind": "volume", "units": units}}

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from medseq.errors import InputError
+from medseq.errors import BundleError, InputError
 
-__all__ = ["load", "sources"]
+__all__ = ["detect", "load", "sources"]
 
 # Who reads the state dicts of each source: module and function.
 _MODULES = {
@@ -27,6 +27,32 @@ _MODULES = {
 def sources() -> list[str]:
     """Names of the original implementations whose state dicts load."""
     return sorted(_MODULES)
+
+
+# What a key of each source begins with. Checkpoints of the others cannot be told apart by their names.
+_SIGNS = {
+    "atommic": "reconstruction_module.",
+    "direct": "block_list.",
+    "mridc": "cirim.",
+    "restore-rwkv": "encoder_level1.",
+}
+
+
+def detect(state_dict: Mapping[str, Tensor]) -> str:
+    """The source of a state dict, by the names of its keys.
+
+    Raises:
+        BundleError: The names are of no source that can be told by them, or of several.
+    """
+    found = [source for source, sign in _SIGNS.items() if any(key.startswith(sign) for key in state_dict)]
+    if len(found) != 1:
+        raise BundleError(
+            "the source of the checkpoint cannot be told by its keys",
+            found=", ".join(found) or ", ".join(sorted(state_dict)[:3]),
+            wanted=", ".join(f"{sign}* ({source})" for source, sign in _SIGNS.items()),
+            remedy="name the source",
+        )
+    return found[0]
 
 
 def load(source: str, state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> nn.Module:

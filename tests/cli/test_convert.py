@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 from medseq.cli.main import app
@@ -61,7 +62,10 @@ def test_surroundings_come_from_another_bundle(checkpoint, tiny_bundle, tmp_path
         (["restore-rwkv", "CKPT", "OUT", "--config", "dim=16"], "contradicts the state dict in 'dim'"),
         (["restore-rwkv", "CKPT", "OUT", "--config", "width=8"], "unknown configuration key"),
         (["restore-rwkv", "CKPT", "OUT", "--config", "dim"], "wanted KEY=VALUE"),
-        (["no-such-source", "CKPT", "OUT"], "wanted restore-rwkv"),
+        (
+            ["no-such-source", "CKPT", "OUT"],
+            "unknown reference implementation (found no-such-source, wanted atommic, direct",
+        ),
         (["restore-rwkv", "missing.pt", "OUT"], "no such checkpoint"),
     ],
 )
@@ -95,3 +99,62 @@ def test_a_block_alone_is_no_bundle(tmp_path):
     result = runner.invoke(app, ["convert", "restore-rwkv", str(path), str(tmp_path / "out")])
     assert result.exit_code == 2
     assert "only whole networks become bundles" in result.stderr
+
+
+def recon_state(name):
+    from pathlib import Path
+
+    from safetensors.torch import load_file
+
+    golden = load_file(Path(__file__).parents[1] / "golden" / f"{name}.safetensors")
+    return {key.removeprefix("state."): value for key, value in golden.items() if key.startswith("state.")}
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "config"),
+    [
+        ("atommic", "cirim_5_indrnn_rsscombine_2casc_8t", ["coil_combination_method=RSS", "time_steps=3"]),
+        ("mridc", "cirim_9_mridc_nodc_3casc", ["fft_centered=true", "fft_normalization=ortho"]),
+        ("direct", "recurrentvarnet_1_sense_noshare", ["initializer_initialization=sense"]),
+    ],
+)
+def test_reconstruction_networks_are_told_by_their_keys(source, name, config, tmp_path):
+    path, out = tmp_path / "their.pt", tmp_path / "converted"
+    state = recon_state(name)
+    content = {"model": state, "optimizer": {}}
+    if source == "direct":
+        from medseq.nn.unet import UNet
+
+        content["sensitivity_model"] = UNet(2, 2, 4, 2).state_dict()
+    torch.save(content, path)
+    words = [word for pair in config for word in ("--config", pair)]
+    result = runner.invoke(app, ["convert", "auto", str(path), str(out), *words])
+    assert result.exit_code == 0, result.output
+    bundle = load_bundle(out)
+    assert bundle.config.task == "recon"
+    assert bundle.config.input.fft == ("corner-backward" if source == "atommic" else "centre-ortho")
+    assert bundle.metadata["converted_from"]["source"] == source
+    model = bundle.build_model()
+    if source == "direct":
+        assert model.sens_net.sigma == 0.7
+    else:
+        quirk = {"atommic": "real and of imaginary parts", "mridc": "no gradient passes"}[source]
+        assert quirk in (out / "README.md").read_text()
+
+    generator = torch.Generator().manual_seed(8)
+    maps = torch.randn(1, 3, 16, 20, dtype=torch.complex64, generator=generator)
+    kspace = torch.randn(1, 3, 16, 20, dtype=torch.complex64, generator=generator)
+    arguments = {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in config)}
+    with torch.inference_mode():
+        theirs = reference.load(source, state, arguments)(kspace, torch.ones(1, 1, 1, 20), maps).image
+        ours = model(kspace, torch.ones(1, 1, 1, 20), maps).image
+    assert torch.equal(ours, theirs)
+
+
+def test_keys_of_nobody_are_not_guessed(tmp_path):
+    path = tmp_path / "their.pt"
+    torch.save({"weight": torch.zeros(3)}, path)
+    result = runner.invoke(app, ["convert", "auto", str(path), str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "cannot be told by its keys" in result.stderr
+    assert "name the source" in result.stderr
