@@ -41,14 +41,20 @@ def _implementation(u: Tensor, A: Tensor) -> ModuleType:
     return load("selective_scan", u.device.type) if A.shape[1] else naive
 
 
-def _converted(inputs: tuple[Any, ...], dtype: torch.dtype) -> list[Any]:
-    """All tensors in one dtype; outside the CPU also contiguous, as a GPU wants them."""
+def _converted(inputs: tuple[Any, ...], dtype: torch.dtype, half: tuple[int, ...] = ()) -> list[Any]:
+    """All tensors in one dtype, but half precision kept at the places `half`; outside the CPU also contiguous."""
     out = []
-    for x in inputs:
+    for i, x in enumerate(inputs):
         if isinstance(x, Tensor):
-            x = x.to(dtype) if x.device.type == "cpu" else x.to(dtype).contiguous()
+            wanted = x.dtype if i in half and x.dtype.itemsize == 2 else dtype
+            x = x.to(wanted) if x.device.type == "cpu" else x.to(wanted).contiguous()
         out.append(x)
     return out
+
+
+def _half(module: ModuleType, dtype: torch.dtype) -> tuple[int, ...]:
+    """Places of u, delta, B, C and z if the kernel converts what it reads, which spares copies in float32."""
+    return (0, 1, 3, 4, 6) if getattr(module, "READS_HALF", False) and dtype == torch.float32 else ()
 
 
 def _checkpoint_shape(keep: bool, u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
@@ -66,7 +72,9 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         zeros = u.new_zeros(u.shape[0], u.shape[1], A.shape[1], dtype=dtype)
         last_state = zeros if state is None else zeros.copy_(state)
         return u.new_empty(u.shape), last_state, u.new_zeros(kept, dtype=dtype)
-    y, last_state, checkpoints = _implementation(u, A).forward(*_converted(tuple(inputs), dtype), reverse)
+    module = _implementation(u, A)
+    converted = _converted(tuple(inputs), dtype, _half(module, dtype))
+    y, last_state, checkpoints = module.forward(*converted, reverse)
     if kept == (0,):
         checkpoints = u.new_empty(0, dtype=dtype)
     # Contiguous, as the fake says: compiled graphs rely on the strides.
@@ -83,9 +91,11 @@ def _backward(gy: Tensor, glast: Tensor | None, *arguments: Any) -> tuple[Tensor
         if glast is not None and tensors[-1] is not None:
             gradients[-1] = glast.clone()
     else:
-        gy, glast = _converted((gy, glast), dtype)
-        converted = _converted(tuple(inputs), dtype)
-        gradients = _implementation(u, A).backward(gy, glast, *converted, checkpoints, reverse)
+        module = _implementation(u, A)
+        half = _half(module, dtype)
+        gy, glast = _converted((gy, glast), dtype, half[:1])
+        converted = _converted(tuple(inputs), dtype, half)
+        gradients = module.backward(gy, glast, *converted, checkpoints, reverse)
     # An operator returns tensors only: an empty one stands for the gradient of what was not given.
     pairs = zip(gradients, tensors, strict=True)
     return tuple(u.new_empty(0) if x is None else g.to(x.dtype).contiguous() for g, x in pairs)

@@ -27,7 +27,7 @@ CHUNK = 32
 
 
 READS_HALF = True
-"""u, delta, z and gy may be bfloat16 or float16 beside float32 for the rest; sums are float32."""
+"""u, delta, B, C, z and gy may be bfloat16 or float16 beside float32 for the rest; sums are float32."""
 
 
 class Tile(NamedTuple):
