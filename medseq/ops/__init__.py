@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medseq.ops.backend import backends as backends
+    from medseq.ops.duality import ssd as ssd
     from medseq.ops.selective_scan import bidirectional_selective_scan as bidirectional_selective_scan
     from medseq.ops.selective_scan import selective_scan as selective_scan
     from medseq.ops.selective_scan import selective_state_update as selective_state_update
     from medseq.ops.wkv import bi_wkv as bi_wkv
 
-__all__ = ["backends", "bi_wkv", "bidirectional_selective_scan", "selective_scan", "selective_state_update"]
+__all__ = ["backends", "bi_wkv", "bidirectional_selective_scan", "selective_scan", "selective_state_update", "ssd"]
 
 _HOME = {
     "backends": "medseq.ops.backend",
@@ -22,6 +23,7 @@ _HOME = {
     "cross_scan": "medseq.ops.cross_scan",
     "selective_scan": "medseq.ops.selective_scan",
     "selective_state_update": "medseq.ops.selective_scan",
+    "ssd": "medseq.ops.duality",
 }
 
 
