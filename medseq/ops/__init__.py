@@ -7,23 +7,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medseq.ops.backend import backends as backends
-    from medseq.ops.duality import ssd as ssd
+    from medseq.ops.cross_scan import cross_merge as cross_merge
+    from medseq.ops.cross_scan import cross_scan as cross_scan
+    from medseq.ops.cross_scan import cross_selective_scan as cross_selective_scan
     from medseq.ops.selective_scan import bidirectional_selective_scan as bidirectional_selective_scan
     from medseq.ops.selective_scan import selective_scan as selective_scan
     from medseq.ops.selective_scan import selective_state_update as selective_state_update
     from medseq.ops.wkv import bi_wkv as bi_wkv
 
-__all__ = ["backends", "bi_wkv", "bidirectional_selective_scan", "selective_scan", "selective_state_update", "ssd"]
+__all__ = [
+    "backends",
+    "bi_wkv",
+    "bidirectional_selective_scan",
+    "cross_merge",
+    "cross_scan",
+    "cross_selective_scan",
+    "selective_scan",
+    "selective_state_update",
+]
 
 _HOME = {
     "backends": "medseq.ops.backend",
     "bi_wkv": "medseq.ops.wkv",
     "bidirectional_selective_scan": "medseq.ops.selective_scan",
     "causal_conv1d": "medseq.ops.causal_conv1d",
+    "cross_merge": "medseq.ops.cross_scan",
     "cross_scan": "medseq.ops.cross_scan",
+    "cross_selective_scan": "medseq.ops.cross_scan",
     "selective_scan": "medseq.ops.selective_scan",
     "selective_state_update": "medseq.ops.selective_scan",
-    "ssd": "medseq.ops.duality",
 }
 
 
