@@ -64,4 +64,6 @@ def build(command: str, classes: tuple[str, str, str], arguments: Sequence[str],
 def _explanation(text: str, lines: int = 6) -> str:
     """The parser's own explanation, without the dump of the whole class that may follow."""
     kept = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(kept[:lines])
+    # The reason itself may stand deep below: a misspelt option of a class inside a class.
+    deeper = [line.partition(" Got value:")[0] for line in kept[lines:] if "is not accepted" in line]
+    return " ".join([*kept[:lines], *deeper[:1]])

@@ -10,13 +10,22 @@ Reference:
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medseq.nn.mixers import OnGrid
+from medseq.nn.recurrent import Recurrent
 from medseq.ops import bi_wkv
 
-__all__ = ["ChannelLayerNorm", "ChannelMix", "OmniShift", "SpatialMix"]
+__all__ = [
+    "ChannelLayerNorm",
+    "ChannelMix",
+    "OmniShift",
+    "ReWKVRecurrentMixer",
+    "ReWKVSequenceMixer",
+    "SpatialMix",
+]
 
 Convention = Literal["exact", "chunk64"]
 
@@ -107,11 +116,18 @@ class SpatialMix(nn.Module):
         self.spatial_decay = nn.Parameter(decay)
         self.spatial_first = nn.Parameter(first)
 
-    def forward(self, x: Float[Tensor, "batch channel row col"]) -> Float[Tensor, "batch channel row col"]:
-        """Mix all pixels of each image."""
+    def forward(
+        self, x: Float[Tensor, "batch channel row col"], mask: Bool[Tensor, "batch row col"] | None = None
+    ) -> Float[Tensor, "batch channel row col"]:
+        """Mix all pixels of each image; those where `mask` is False are not read, and give 0."""
         batch, channels, rows, cols = x.shape
+        if mask is not None:
+            x = x * mask[:, None]
         shifted = self.omni_shift(x).permute(0, 2, 3, 1).reshape(batch, rows * cols, channels)
         k, v, r = self.key(shifted), self.value(shifted), torch.sigmoid(self.receptance(shifted))
+        if mask is not None:
+            # A weight of exp(-inf): the token is not there.
+            k = k.masked_fill(~mask.reshape(batch, -1, 1), -torch.inf)
         length = self.decay_length or rows * cols
         decay, first = self.spatial_decay / length, self.spatial_first / length
 
@@ -120,13 +136,44 @@ class SpatialMix(nn.Module):
         v = bi_wkv(decay[1], first[1], k, v, convention=self.convention)
         v = _transpose_tokens(v, cols, rows)
 
-        return self.output(r * v).view(batch, rows, cols, channels).permute(0, 3, 1, 2)
+        y = self.output(r * v).view(batch, rows, cols, channels).permute(0, 3, 1, 2)
+        return y if mask is None else y * mask[:, None]
 
 
 def _transpose_tokens(tokens: Tensor, rows: int, cols: int) -> Tensor:
     """Row-major tokens of a (rows, cols) image -> row-major tokens of its transpose."""
     batch, length, channels = tokens.shape
     return tokens.view(batch, rows, cols, channels).transpose(1, 2).reshape(batch, length, channels)
+
+
+class ReWKVRecurrentMixer(Recurrent):
+    """Re-WKV as a `RecurrentMixer`; arguments as of `SpatialMix`."""
+
+    def __init__(
+        self, channels: int, *, decay_length: int | None = None, init: Literal["paper", "stable"] = "stable"
+    ) -> None:
+        super().__init__(channels, SpatialMix(channels, decay_length=decay_length, init=init))
+
+
+class ReWKVSequenceMixer(OnGrid):
+    """Re-WKV as a `SequenceMixer` on the slide's grid.
+
+    Args:
+        dim: Width of the tokens.
+        decay_length: See `SpatialMix`.
+        init: See `SpatialMix`.
+        patch_size_level0: See `medseq.nn.mixers.OnGrid`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        decay_length: int | None = None,
+        init: Literal["paper", "stable"] = "stable",
+        patch_size_level0: float | None = None,
+    ) -> None:
+        super().__init__(SpatialMix(dim, decay_length=decay_length, init=init), patch_size_level0)
 
 
 class ChannelMix(nn.Module):
