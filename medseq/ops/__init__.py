@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from medseq.ops.cross_scan import cross_merge as cross_merge
     from medseq.ops.cross_scan import cross_scan as cross_scan
     from medseq.ops.cross_scan import cross_selective_scan as cross_selective_scan
+    from medseq.ops.duality import ssd as ssd
     from medseq.ops.selective_scan import bidirectional_selective_scan as bidirectional_selective_scan
     from medseq.ops.selective_scan import selective_scan as selective_scan
     from medseq.ops.selective_scan import selective_state_update as selective_state_update
@@ -24,6 +25,7 @@ __all__ = [
     "cross_selective_scan",
     "selective_scan",
     "selective_state_update",
+    "ssd",
 ]
 
 _HOME = {
@@ -36,6 +38,7 @@ _HOME = {
     "cross_selective_scan": "medseq.ops.cross_scan",
     "selective_scan": "medseq.ops.selective_scan",
     "selective_state_update": "medseq.ops.selective_scan",
+    "ssd": "medseq.ops.duality",
 }
 
 
