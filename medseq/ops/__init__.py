@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medseq.ops.backend import backends as backends
+    from medseq.ops.causal_conv1d import causal_conv1d as causal_conv1d
+    from medseq.ops.causal_conv1d import causal_conv1d_update as causal_conv1d_update
     from medseq.ops.cross_scan import cross_merge as cross_merge
     from medseq.ops.cross_scan import cross_scan as cross_scan
     from medseq.ops.cross_scan import cross_selective_scan as cross_selective_scan
@@ -20,6 +22,8 @@ __all__ = [
     "backends",
     "bi_wkv",
     "bidirectional_selective_scan",
+    "causal_conv1d",
+    "causal_conv1d_update",
     "cross_merge",
     "cross_scan",
     "cross_selective_scan",
@@ -33,6 +37,7 @@ _HOME = {
     "bi_wkv": "medseq.ops.wkv",
     "bidirectional_selective_scan": "medseq.ops.selective_scan",
     "causal_conv1d": "medseq.ops.causal_conv1d",
+    "causal_conv1d_update": "medseq.ops.causal_conv1d",
     "cross_merge": "medseq.ops.cross_scan",
     "cross_scan": "medseq.ops.cross_scan",
     "cross_selective_scan": "medseq.ops.cross_scan",

@@ -31,6 +31,7 @@ size_t build_index(const std::string &isa);
 template <class T = const void> T *address(int64_t p) { return reinterpret_cast<T *>(static_cast<uintptr_t>(p)); }
 
 // One per operator, in <operator>_module.cpp.
+void bind_causal_conv1d(nanobind::module_ &m);
 void bind_wkv(nanobind::module_ &m);
 void bind_selective_scan(nanobind::module_ &m);
 

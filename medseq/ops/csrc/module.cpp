@@ -42,6 +42,7 @@ NB_MODULE(_C, m) {
   m.attr("openmp") = false;
 #endif
   m.def("instruction_sets", &medseq::build_names, "Kernel builds that this processor can run, best last.");
+  medseq::bind_causal_conv1d(m);
   medseq::bind_wkv(m);
   medseq::bind_selective_scan(m);
 }
