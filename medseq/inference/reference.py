@@ -21,6 +21,7 @@ _MODULES = {
     "direct": "medseq.inference.reference_direct:from_direct",
     "mridc": "medseq.inference.reference_cirim:from_mridc",
     "restore-rwkv": "medseq.models.restore_rwkv:from_reference",
+    "vmamba": "medseq.inference.reference_vmamba:from_vmamba",
 }
 
 

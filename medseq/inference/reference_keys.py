@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from medseq.errors import BundleError
 from medseq.nn.sensitivity import SensitivityNet
 
-__all__ = ["count", "load_strictly", "reconcile", "sensitivity_net"]
+__all__ = ["count", "load_strictly", "ratio", "reconcile", "sensitivity_net"]
 
 
 def reconcile(
@@ -61,6 +61,14 @@ def count(state: Mapping[str, Tensor], prefix: str) -> int:
     if not all(number.isdigit() for number in numbers):
         raise BundleError("state dict does not fit", found=f"{prefix}{numbers[0]}", wanted=f"{prefix}0, …")
     return 1 + max((int(number) for number in numbers), default=-1)
+
+
+def ratio(width: int, base: int, wanted: float | None = None) -> float:
+    """A ratio for which ``int(ratio * base) == width``: `wanted` if it is one; originals round widths down."""
+    if wanted is not None and int(wanted * base) == width:
+        return wanted
+    plain = width / base
+    return plain if int(plain * base) == width else (width + 0.5) / base
 
 
 def sensitivity_net(

@@ -5,9 +5,10 @@
     SequenceMixer(dim, **options)        forward(x, coords=None)   (batch, length, dim) -> same
 
 A model takes ``mixer: Callable[[int], nn.Module]`` and calls it with the width of each level; in YAML that is one line:
-``mixer: {class_path: medseq.nn.depthwise.DepthwiseMixer, init_args: {kernel_size: 5}}``. There are
+``mixer: {class_path: medseq.nn.ss2d.SS2DMixer, init_args: {d_state: 1}}``. There are
 
     what                 ImageMixer                RecurrentMixer                     SequenceMixer
+    selective scan       ss2d.SS2DMixer            ss2d.SS2DRecurrentMixer            ss2d.SS2DSequenceMixer
     bidirectional WKV    rwkv.SpatialMix           rwkv.ReWKVRecurrentMixer           rwkv.ReWKVSequenceMixer
     depthwise conv.      depthwise.DepthwiseMixer  depthwise.DepthwiseRecurrentMixer  depthwise.DepthwiseSequenceMixer
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import yaml
+from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from medseq.cli.main import app
@@ -13,10 +14,12 @@ from medseq.models import recon_cirim
 from medseq.models.recon_cirim import CIRIM
 from medseq.nn.depthwise import DepthwiseMixer, DepthwiseRecurrentMixer, DepthwiseSequenceMixer
 from medseq.nn.rwkv import ReWKVRecurrentMixer, ReWKVSequenceMixer, SpatialMix
+from medseq.nn.ss2d import SS2DMixer, SS2DRecurrentMixer, SS2DSequenceMixer
 
-IMAGE = [SpatialMix, DepthwiseMixer]
-RECURRENT = [ReWKVRecurrentMixer, DepthwiseRecurrentMixer]
-ON_GRID = [ReWKVSequenceMixer, DepthwiseSequenceMixer]
+IMAGE = [SS2DMixer, SpatialMix, DepthwiseMixer]
+RECURRENT = [SS2DRecurrentMixer, ReWKVRecurrentMixer, DepthwiseRecurrentMixer]
+ON_GRID = [SS2DSequenceMixer, ReWKVSequenceMixer, DepthwiseSequenceMixer]
+SEQUENCE = ON_GRID
 runner = CliRunner()
 
 
@@ -66,7 +69,7 @@ def test_reconstruction_takes_any_mixer(make):
     trains(model, image.abs())
 
 
-@pytest.mark.parametrize("make", ON_GRID)
+@pytest.mark.parametrize("make", SEQUENCE)
 @pytest.mark.parametrize("length", [0, 1, 10])
 def test_sequence_mixers_keep_the_shape(make, length, draw):
     mixer = make(8)
@@ -104,9 +107,15 @@ def test_the_patch_size_is_the_calls_then_the_layers_then_the_slides(draw):
         near(x, coords, patch_size_level0=600)
 
 
+def test_state_space_mixers_start_with_small_steps():
+    for mixer in (SS2DMixer(32), SS2DRecurrentMixer(32).mixer, SS2DSequenceMixer(32).mixer):
+        steps = F.softplus(mixer.dt_projs_bias)
+        assert 0.000999 < steps.min() < steps.max() < 0.1001
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("medseq.nn.depthwise.DepthwiseMixer", "kernel_size: 5")],
+    [("medseq.nn.ss2d.SS2DMixer", "d_state: 2"), ("medseq.nn.depthwise.DepthwiseMixer", "kernel_size: 5")],
 )
 def test_restore_rwkv_swaps_its_mixer_by_one_line(name, options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -123,10 +132,10 @@ def test_restore_rwkv_swaps_its_mixer_by_one_line(name, options, tmp_path, monke
 
 def test_a_misspelt_option_of_a_mixer_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    line = "--model.net.init_args.mixer={class_path: medseq.nn.depthwise.DepthwiseMixer, init_args: {kernel_siz: 5}}"
+    line = "--model.net.init_args.mixer={class_path: medseq.nn.ss2d.SS2DMixer, init_args: {d_stat: 2}}"
     result = runner.invoke(app, ["fit", "restore", "--config", "restore/tiny", line, "--trainer.fast_dev_run", "2"])
     assert result.exit_code == 2
-    assert "kernel_siz" in result.stderr
+    assert "d_stat" in result.stderr
 
 
 def test_kernels_have_a_centre():
