@@ -71,12 +71,16 @@ class Span:
 
     def cut(self, x: Tensor) -> Tensor:
         """(row, channel, token) as (place, chunk, row, channel), zeros after the end."""
-        x = F.pad(x, (0, -x.shape[-1] % self.chunk))
-        return x.unflatten(-1, (-1, self.chunk)).permute(3, 2, 0, 1).contiguous()
+        rows, channels = x.shape[:2]
+        # In two steps: torch transposes a plain matrix in blocks, other orders element by element.
+        x = F.pad(x, (0, -x.shape[-1] % self.chunk)).reshape(rows * channels, -1).t().contiguous()
+        return x.view(-1, self.chunk, rows, channels).transpose(0, 1).contiguous()
 
     def joined(self, x: Tensor) -> Tensor:
         """`cut` undone."""
-        return x.permute(2, 3, 1, 0).flatten(2)[..., : self.stop - self.start]
+        rows, channels = x.shape[2:]
+        x = x.transpose(0, 1).reshape(-1, rows * channels)
+        return x.t().contiguous().view(rows, channels, -1)[..., : self.stop - self.start]
 
     def scan(self, state: Tensor) -> Tensor:
         """Computes all states; takes the one before the span, (row, state, channel), and returns the one after it."""
@@ -84,13 +88,14 @@ class Span:
         self.decay = (self.dt.unsqueeze(-2) * rate).exp2_()
         self.whole = (self.dt.sum(0).unsqueeze(-2) * rate).exp2_()
         self.h = self.spread(self.entering, self.B, self.constant_b)
-        end = self.h[0].clone()
-        for k in range(1, self.chunk):
-            end.mul_(self.decay[k]).add_(self.h[k])
+        decays, places = self.decay.unbind(), self.h.unbind()
+        end = places[0].clone()
+        for decay, place in zip(decays[1:], places[1:], strict=True):
+            end.mul_(decay).add_(place)
         self.before, state = _carried(end, self.whole, state)
         h = self.before
-        for k in range(self.chunk):
-            h = self.h[k].addcmul_(self.decay[k], h)
+        for decay, place in zip(decays, places, strict=True):
+            h = place.addcmul_(decay, h)
         return state
 
     def spread(self, x: Tensor, weight: Tensor, constant: bool) -> Tensor:
@@ -99,6 +104,8 @@ class Span:
 
     def read(self, x: Tensor, weight: Tensor, constant: bool) -> Tensor:
         """The sum over states of `x` times B or C: (place, chunk, row, channel)."""
+        if weight.shape[-1 if not constant else -2] == 1:  # matmul is slow for a product of two numbers
+            return (x * (weight if constant else weight.unsqueeze(-1))).squeeze(-2)
         return (x * weight).sum(-2) if constant else torch.matmul(weight.unsqueeze(-2), x).squeeze(-2)
 
     def ungated(self) -> Tensor:
@@ -155,14 +162,14 @@ class Span:
 
     def adjoints_filled(self, adjoints: Tensor, adjoint: Tensor) -> Tensor:
         """Lets the adjoints of the states flow back through the decays, in place; returns the one before the span."""
-        last = self.chunk - 1
-        first = adjoints[last].clone()
-        for k in range(last - 1, -1, -1):
-            first.mul_(self.decay[k + 1]).add_(adjoints[k])
-        after, adjoint = _carried(first.mul_(self.decay[0]).flip(0), self.whole.flip(0), adjoint)
-        adjoints[last].add_(after.flip(0))
-        for k in range(last - 1, -1, -1):
-            adjoints[k].addcmul_(self.decay[k + 1], adjoints[k + 1])
+        decays, places = self.decay.unbind()[::-1], adjoints.unbind()[::-1]
+        first = places[0].clone()
+        for decay, place in zip(decays[:-1], places[1:], strict=True):
+            first.mul_(decay).add_(place)
+        after, adjoint = _carried(first.mul_(decays[-1]).flip(0), self.whole.flip(0), adjoint)
+        later = places[0].add_(after.flip(0))
+        for decay, place in zip(decays[:-1], places[1:], strict=True):
+            later = place.addcmul_(decay, later)
         return adjoint
 
     def collect(self, out: Tensor, x: Tensor, per_channel: Tensor, constant: bool) -> None:
@@ -182,8 +189,7 @@ def _carried(ends: Tensor, whole: Tensor, state: Tensor) -> tuple[Tensor, Tensor
         whole: Decay over every chunk.
         state: State before the first chunk, (row, state, channel).
     """
-    before = torch.empty_like(ends)
-    for end, decay, slot in zip(ends, whole, before, strict=True):
-        slot.copy_(state)
-        state = torch.addcmul(end, decay, state)
-    return before, state
+    states = [state]
+    for end, decay in zip(ends.unbind(), whole.unbind(), strict=True):
+        states.append(torch.addcmul(end, decay, states[-1]))
+    return torch.stack(states[:-1]), states[-1]
