@@ -63,17 +63,14 @@ template <class S> class Forward {
     zero(block.h, p.states);
   }
 
-  void save(const Block &block, int64_t t0) {
-    int64_t tiles = (p.length + kTile - 1) / kTile;
-    S *to = static_cast<S *>(out.checkpoints) + (block.at.batch * tiles + t0 / kTile) * p.states * p.channels;
-    for (int64_t n = 0; n < p.states; ++n) store(to + n * p.channels + block.at.channel, block.h[n], block.at.lanes);
-  }
-
   void advance(Block &block, int64_t t0, int64_t count, const PerToken<S> &b, const PerToken<S> &c) {
     const Parameters<S> &q = block.q;
-    if (out.checkpoints) save(block, t0);
+    if (out.checkpoints)
+      store_states<S>(checkpoint<S>(p, out.checkpoints, block.at.batch, t0), block.at, 0, p.states, block.h);
     load_tile(walk, t0, count, row_of<S>(p.u, block.at), p.u.channel_stride, block.at.lanes, u);
     load_tile(walk, t0, count, row_of<S>(p.delta, block.at), p.delta.channel_stride, block.at.lanes, dt);
+    expect_tile(walk, t0 + kTile, p.length, row_of<S>(p.u, block.at), p.u.channel_stride, block.at.lanes);
+    expect_tile(walk, t0 + kTile, p.length, row_of<S>(p.delta, block.at), p.delta.channel_stride, block.at.lanes);
     Tile<S> tile = {count, dt, x, p.softplus ? step_sizes<S, true>(q, count, u, dt, x, 0)
                                              : step_sizes<S, false>(q, count, u, dt, x, 0)};
     for (int64_t t = 0; t < count; ++t) y[t] = q.skip * u[t];
@@ -111,11 +108,11 @@ template <class S> int forward(const SelectiveScanProblem &p, const SelectiveSca
 }
 
 template <class S> void exp2_all(int64_t count, const S *x, S *y) {
+  constexpr int step = Lanes<S>::count;
   const typename Simd<S>::V one = splat(S(1));
-  for (int64_t i = 0; i < count; i += Lanes<S>::count) {
-    int lanes = static_cast<int>(count - i < Lanes<S>::count ? count - i : Lanes<S>::count);
-    store(y + i, exp2_safe<S>(load(x + i, lanes), one), lanes);
-  }
+  int64_t i = 0;
+  for (; i + step <= count; i += step) store(y + i, exp2_safe<S>(load(x + i, step), one), step);
+  if (i < count) store(y + i, exp2_safe<S>(load(x + i, static_cast<int>(count - i)), one), static_cast<int>(count - i));
 }
 
 } // namespace
@@ -126,8 +123,12 @@ int selective_scan_forward_f32(const SelectiveScanProblem &p, const SelectiveSca
 int selective_scan_forward_f64(const SelectiveScanProblem &p, const SelectiveScanResult &out) {
   return forward<double>(p, out);
 }
-void exp2_f32(int64_t count, const void *x, void *y) { exp2_all(count, static_cast<const float *>(x), static_cast<float *>(y)); }
-void exp2_f64(int64_t count, const void *x, void *y) { exp2_all(count, static_cast<const double *>(x), static_cast<double *>(y)); }
+void exp2_f32(int64_t count, const void *x, void *y) {
+  exp2_all(count, static_cast<const float *>(x), static_cast<float *>(y));
+}
+void exp2_f64(int64_t count, const void *x, void *y) {
+  exp2_all(count, static_cast<const double *>(x), static_cast<double *>(y));
+}
 
 } // namespace MEDSEQ_ISA
 } // namespace medseq

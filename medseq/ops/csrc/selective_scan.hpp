@@ -22,7 +22,7 @@ struct SelectiveScanProblem {
   int threads;
 };
 
-// The states before every 64th token, (batch, ceil(length / 64), state, channel), are kept for the way back.
+// The states before every 64th token, (batch, ceil(length / 64), channel, state), are kept for the way back.
 struct SelectiveScanResult {
   ScanRows y;
   void *last_state, *checkpoints; // last_state: (batch, channel, state)

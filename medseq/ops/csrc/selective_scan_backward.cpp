@@ -19,7 +19,8 @@ template <class S> class Backward {
         blocks(0) {
     if (p.reverse) walk = walk.reversed(p.length);
     void *memory = 0;
-    if (!posix_memalign(&memory, 64, sizeof(Block) * static_cast<size_t>(most_blocks(p)))) blocks = static_cast<Block *>(memory);
+    if (posix_memalign(&memory, 64, sizeof(Block) * static_cast<size_t>(most_blocks(p)))) return;
+    blocks = static_cast<Block *>(memory);
   }
   ~Backward() { free(blocks); }
   bool failed() const { return arena.failed() || !blocks; }
@@ -111,10 +112,7 @@ template <class S> class Backward {
   // One tile of one block.
   void retreat(Block &block, int64_t t0, int64_t count, const PerToken<S> &b, const PerToken<S> &c) {
     const Parameters<S> &q = block.q;
-    const int64_t tiles = (p.length + kTile - 1) / kTile;
-    const S *saved = static_cast<const S *>(g.checkpoints) +
-                     (block.at.batch * tiles + t0 / kTile) * p.states * p.channels + block.at.channel;
-    for (int64_t n = 0; n < p.states; ++n) start[n] = load(saved + n * p.channels, block.at.lanes);
+    load_states<S>(checkpoint<S>(p, g.checkpoints, block.at.batch, t0), block.at, 0, p.states, start);
     read(p.u, block, t0, count, u);
     read(p.delta, block, t0, count, dt);
     read(g.gy, block, t0, count, gy);

@@ -1,4 +1,5 @@
-// One vector of channels ("block") of a selective scan: its rows, parameters and the work of one tile around the states.
+// One vector of channels ("block") of a selective scan: where its rows lie, its parameters, and what a tile needs
+// before its states.
 #pragma once
 
 #include "selective_scan.hpp"
@@ -54,7 +55,8 @@ template <class S> MEDSEQ_INLINE int64_t group_blocks(const SelectiveScanProblem
   return (p.channels / p.groups + Lanes<S>::count - 1) / Lanes<S>::count;
 }
 
-template <class S> MEDSEQ_INLINE Place place(const SelectiveScanProblem &p, int64_t batch, int64_t group, int64_t block) {
+template <class S>
+MEDSEQ_INLINE Place place(const SelectiveScanProblem &p, int64_t batch, int64_t group, int64_t block) {
   int64_t first = block * Lanes<S>::count, rest = p.channels / p.groups - first;
   return {batch, group, group * (p.channels / p.groups) + first,
           static_cast<int>(rest < Lanes<S>::count ? rest : Lanes<S>::count)};
@@ -102,14 +104,21 @@ template <class S> struct Parameters {
   }
 };
 
-// B or C of one tile in the scan's order, shared by the channels of a group: in place, or copied if the scan runs back.
+// B or C of one tile in the scan's order, shared by the channels of a group. Copied, because rows that lie a power of
+// two apart would drive each other out of the cache.
 template <class S>
 PerToken<S> tile_rows(const SelectiveScanProblem &p, const Walk &walk, const void *array, int64_t batch, int64_t group,
                       int64_t t0, int64_t count, S *copy) {
   const S *rows = static_cast<const S *>(array) + (batch * p.groups + group) * p.states * p.length;
-  if (walk.step == 1) return {rows + t0, p.length, 0};
   for (int64_t n = 0; n < p.states; ++n) copy_row(walk, t0, count, rows + n * p.length, copy + n * kTile);
-  return {copy, kTile, 0};
+  return {copy, 0};
+}
+
+// The states before a tile, which forward keeps for backward.
+template <class S>
+MEDSEQ_INLINE S *checkpoint(const SelectiveScanProblem &p, const void *array, int64_t batch, int64_t t0) {
+  int64_t tiles = (p.length + kTile - 1) / kTile;
+  return static_cast<S *>(const_cast<void *>(array)) + (batch * tiles + t0 / kTile) * p.channels * p.states;
 }
 
 // Calls work(b, c) with the kinds of B and C that the problem has.
@@ -127,19 +136,22 @@ template <class S, bool Softplus>
 MEDSEQ_INLINE bool step_sizes(const Parameters<S> &q, int64_t count, const typename Simd<S>::V *u,
                               typename Simd<S>::V *dt, typename Simd<S>::V *x, typename Simd<S>::V *slope) {
   typedef typename Simd<S>::V V;
-  typename Simd<S>::I outside{};
+  typedef typename Simd<S>::I I;
+  const V bias = q.bias;
+  I largest{};
   for (int64_t t = 0; t < count; ++t) {
-    V d = dt[t] + q.bias;
+    V d = dt[t] + bias;
     if (Softplus) {
-      V e = exp_negative<S>(minus_abs<S>(d));
+      V e = exp_minus_abs<S>(d);
       if (slope) slope[t] = sigmoid_from<S>(d, e);
       d = softplus_from<S>(d, e);
     }
     dt[t] = d;
     x[t] = d * u[t];
-    V exponent = (d < 0 ? -d : d) * q.largest;
-    outside |= ~(exponent <= Constants<S>::safe);
+    I size = magnitude<S>(d);
+    largest = size > largest ? size : largest;
   }
+  I outside = ~(from_bits<S>(largest) * q.largest <= Constants<S>::safe);
   bool safe = true;
   for (int i = 0; i < Lanes<S>::count; ++i) safe &= outside[i] == 0;
   return safe;

@@ -1,4 +1,4 @@
-// Python binding of the selective scan's kernel. Arrays come as lists of integers, in the order of ../selective_scan/cpu.py.
+// Python binding of the selective scan's kernel. Arrays come as lists of integers, in the order of cpu.py.
 
 #include "builds.hpp"
 #include "selective_scan.hpp"

@@ -16,16 +16,15 @@ namespace {
 // States at once: what the 16 (AVX-512: 32) registers hold.
 constexpr int kTogether = MEDSEQ_VECTOR_BYTES == 64 ? 4 : 2;
 
-// B or C with one number per token, the same for all channels: row n at `row + n * stride`, tokens in the scan's order.
-// `sum`, V[state][kTile], gathers its gradient, one lane per channel.
+// B or C with one number per token, the same for all channels: row[state][kTile] in the scan's order. `sum`,
+// V[state][kTile], gathers its gradient, one lane per channel.
 template <class S> struct PerToken {
   typedef typename Simd<S>::V V;
   const S *row;
-  int64_t stride;
   V *sum;
-  MEDSEQ_MEMBER V at(int k, int64_t t) const { return splat(row[k * stride + t]); }
+  MEDSEQ_MEMBER V at(int k, int64_t t) const { return splat(row[k * kTile + t]); }
   MEDSEQ_MEMBER void add(int k, int64_t t, V x) const { sum[k * kTile + t] += x; }
-  MEDSEQ_MEMBER PerToken from(int64_t n) const { return {row + n * stride, stride, sum ? sum + n * kTile : 0}; }
+  MEDSEQ_MEMBER PerToken from(int64_t n) const { return {row + n * kTile, sum ? sum + n * kTile : 0}; }
 };
 
 // B or C with one number per channel, the same for all tokens: V[state], and as many for its gradient.

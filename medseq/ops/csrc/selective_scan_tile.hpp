@@ -2,11 +2,12 @@
 //
 //   Walk                       the order in which a scan visits the positions of a row or an image: walk.position(t)
 //   load_rows / store_rows     consecutive positions of `lanes` rows (channels) <-> V[position], by transposing
-//   load_tile / store_tile     the same through a walk: tokens [t0, t0 + count); contiguous walks (step 1 or -1) transpose,
-//                              others gather token by token
-//   gather / scatter_add       through a walk from / onto a plane V[position] that load_rows filled before: what a scan in
-//                              several directions over one image wants, since it transposes every element only once
+//   load_tile / store_tile     the same through a walk, tokens [t0, t0 + count): contiguous walks (step 1 or -1)
+//                              transpose, others gather token by token
+//   gather / scatter_add       through a walk from / onto a plane V[position] that load_rows filled before: what a scan
+//                              in several directions over one image wants, as every element is transposed only once
 //   copy_row                   one row of scalars (of B or C) in the walk's order
+//   expect_tile                fetches a contiguous walk's next tile into cache
 //
 // A row starts at base + lane * stride; lanes beyond `lanes` (1 <= lanes <= vector length) repeat the last row when
 // loading and are never stored. All positions, strides and counts are int64.
@@ -235,6 +236,18 @@ MEDSEQ_INLINE void store_tile(const Walk &walk, int64_t t0, int64_t count, S *ba
   });
 }
 
+// Asks for the rows of a tile that is wanted soon. A tile takes only a few cache lines of every row, too few for the
+// processor to see by itself that the row goes on.
+template <class S>
+MEDSEQ_INLINE void expect_tile(const Walk &walk, int64_t t0, int64_t length, const S *base, int64_t stride, int lanes) {
+  if (!walk.contiguous() || t0 >= length) return;
+  int64_t count = length - t0 < kTile ? length - t0 : kTile;
+  const S *first = base + walk.position(walk.step == 1 ? t0 : t0 + count - 1);
+  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(S));
+  for (int lane = 0; lane < lanes; ++lane)
+    for (int64_t i = 0; i < count; i += line) __builtin_prefetch(first + lane * stride + i);
+}
+
 template <class V> MEDSEQ_INLINE void gather(const Walk &walk, int64_t t0, int64_t count, const V *plane, V *out) {
   walk.pieces(t0, count, [&](int64_t i, int64_t position, int64_t n) {
     for (int64_t t = 0; t < n; ++t) out[i + t] = plane[position + t * walk.step];
@@ -250,6 +263,10 @@ template <class V> MEDSEQ_INLINE void scatter_add(const Walk &walk, int64_t t0, 
 template <class S>
 MEDSEQ_INLINE void copy_row(const Walk &walk, int64_t t0, int64_t count, const S *row, S *out) {
   walk.pieces(t0, count, [&](int64_t i, int64_t position, int64_t n) {
+    if (walk.step == 1) {
+      memcpy(out + i, row + position, sizeof(S) * static_cast<size_t>(n));
+      return;
+    }
     for (int64_t t = 0; t < n; ++t) out[i + t] = row[position + t * walk.step];
   });
 }

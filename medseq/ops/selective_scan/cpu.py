@@ -69,8 +69,8 @@ class _Problem(NamedTuple):
 
 
 def checkpoint_shape(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[int, ...]:
-    """Shape of what `forward` keeps for `backward`: (batch, tile, state, channel)."""
-    return u.shape[0], -(-u.shape[2] // _TILE), A.shape[1], u.shape[1]
+    """Shape of what `forward` keeps for `backward`: (batch, tile, channel, state)."""
+    return u.shape[0], -(-u.shape[2] // _TILE), u.shape[1], A.shape[1]
 
 
 def forward(
@@ -103,7 +103,7 @@ def forward(
 
     Returns:
         y (batch, channel, length), the last state (batch, channel, state) and, for `backward`, the states before every
-        64th token, (batch, ceil(length / 64), state, channel).
+        64th token, (batch, ceil(length / 64), channel, state).
     """
     problem = _Problem(u, delta, A, B, C, D, z, delta_bias, softplus, initial_state, reverse).prepared()
     batch, channels, length = u.shape
