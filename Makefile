@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
-EXTRAS ?= dicom,dev
+EXTRAS ?= dicom,mri,dev
 # Written last by setup; newer packaging files or kernels make it run again.
 STAMP := $(VENV)/.medseq-setup
 DEBIAN := chromium orthanc orthanc-dicomweb dcmtk dicom3tools bart mricron-data invesalius-examples ismrmrd-tools

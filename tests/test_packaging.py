@@ -75,7 +75,7 @@ def test_constraints_pin_everything_that_setup_installs():
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in pins), "local paths or open ranges"
-    direct = names(PROJECT["dependencies"]) | names(EXTRAS["dicom"]) | names(EXTRAS["dev"])
+    direct = names(PROJECT["dependencies"]) | names(EXTRAS["dicom"]) | names(EXTRAS["mri"]) | names(EXTRAS["dev"])
     assert direct <= names(pins)
 
 

@@ -28,7 +28,8 @@ def test_backward_reaches_every_parameter(module, name):
     model, inputs = build(module, name)
     result = output(model.train(), inputs)
     assert torch.isfinite(result).all()
-    result.abs().sum().backward()
+    if list(model.parameters()):  # the classical methods have none
+        result.abs().sum().backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert torch.isfinite(parameter.grad).all(), key
