@@ -19,6 +19,7 @@ __all__ = ["detect", "load", "sources"]
 _MODULES = {
     "atommic": "medseq.inference.reference_cirim:from_atommic",
     "direct": "medseq.inference.reference_direct:from_direct",
+    "mamba-ssm": "medseq.inference.reference_mamba:from_mamba_ssm",
     "mridc": "medseq.inference.reference_cirim:from_mridc",
     "restore-rwkv": "medseq.models.restore_rwkv:from_reference",
     "vmamba": "medseq.inference.reference_vmamba:from_vmamba",

@@ -11,6 +11,7 @@ A model takes ``mixer: Callable[[int], nn.Module]`` and calls it with the width 
     selective scan       ss2d.SS2DMixer            ss2d.SS2DRecurrentMixer            ss2d.SS2DSequenceMixer
     bidirectional WKV    rwkv.SpatialMix           rwkv.ReWKVRecurrentMixer           rwkv.ReWKVSequenceMixer
     depthwise conv.      depthwise.DepthwiseMixer  depthwise.DepthwiseRecurrentMixer  depthwise.DepthwiseSequenceMixer
+    scan without places                                                               mamba.Mamba, BiMamba, Mamba2
 
 `medseq.nn.recurrent.Recurrent` gives a state to any image mixer, `OnGrid` below lays sequences on a grid for it.
 An image mixer of this package also takes ``mask`` (batch, row, col), False where a pixel holds nothing: such a pixel

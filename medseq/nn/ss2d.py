@@ -19,7 +19,7 @@ from medseq.errors import InputError, ShapeError
 from medseq.nn.mixers import OnGrid
 from medseq.nn.recurrent import Recurrent
 from medseq.nn.ss2d_variants import ForwardType, out_norm
-from medseq.nn.ssm_init import poles_log, resolve_dt_rank, step_bias, step_weight
+from medseq.nn.ssm_init import at_least_float32, poles_log, resolve_dt_rank, step_bias, step_weight
 from medseq.ops import bidirectional_selective_scan, cross_selective_scan
 from medseq.ops.cross_scan import Directions
 
@@ -164,11 +164,11 @@ class SS2D(nn.Module):
 
     @property
     def _poles(self) -> Float[Tensor, "direction_inner state"]:
-        return -self.A_logs.float().exp()
+        return -at_least_float32(self.A_logs).exp()
 
     def _four(self, x: Tensor, mask: Tensor | None, directions: Directions) -> Tensor:
         delta, B, C = self._inputs(x)
-        bias: Tensor | None = self.dt_projs_bias.float().flatten()
+        bias: Tensor | None = at_least_float32(self.dt_projs_bias).flatten()
         if mask is not None:
             # The step is finished here, because exactly 0 is what no finite input of softplus gives.
             holes = ~mask[:, None]
@@ -176,7 +176,15 @@ class SS2D(nn.Module):
             delta = F.softplus(delta + self.dt_projs_bias[:, :, None, None]).masked_fill(holes[:, None], 0)
             bias = None
         y = cross_selective_scan(
-            x, delta, self._poles, B, C, self.Ds.float(), bias, delta_softplus=mask is None, directions=directions
+            x,
+            delta,
+            self._poles,
+            B,
+            C,
+            at_least_float32(self.Ds),
+            bias,
+            delta_softplus=mask is None,
+            directions=directions,
         )
         return y if mask is None else y.masked_fill(holes, 0)
 
@@ -194,14 +202,14 @@ class SS2D(nn.Module):
 
         delta, B, C = (lines(t) for t in self._inputs(x, first, first + 2))
         part = slice(first * inner, (first + 2) * inner)
-        bias = self.dt_projs_bias[first : first + 2].float().flatten()
+        bias = at_least_float32(self.dt_projs_bias[first : first + 2]).flatten()
         y = bidirectional_selective_scan(
             lines(x),
             delta,
             self._poles[part],
             B,
             C,
-            self.Ds[part].float(),
+            at_least_float32(self.Ds[part]),
             delta_bias=bias,
             delta_softplus=True,
             merge=False,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medseq.errors import InputError
 
-__all__ = ["poles_log", "resolve_dt_rank", "step_bias", "step_weight"]
+__all__ = ["at_least_float32", "poles_log", "resolve_dt_rank", "step_bias", "step_weight"]
 
 
 def step_bias(
@@ -43,6 +43,11 @@ def step_weight(size: int, rank: int, *, dt_scale: float = 1.0) -> Float[Tensor,
 def poles_log(size: int, d_state: int) -> Float[Tensor, "size state"]:
     """Logarithm of ``-A``: every channel has the poles -1, …, -d_state."""
     return torch.arange(1, d_state + 1, dtype=torch.float32).log().expand(size, d_state).contiguous()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` itself, or in float32 if it is stored in half precision: rates and steps are exponents."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def resolve_dt_rank(dt_rank: int | str, d_model: int) -> int:

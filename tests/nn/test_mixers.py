@@ -13,13 +13,14 @@ from medseq.inference.bundle_schema import ClassSpec
 from medseq.models import recon_cirim
 from medseq.models.recon_cirim import CIRIM
 from medseq.nn.depthwise import DepthwiseMixer, DepthwiseRecurrentMixer, DepthwiseSequenceMixer
+from medseq.nn.mamba import BiMamba, Mamba, Mamba2
 from medseq.nn.rwkv import ReWKVRecurrentMixer, ReWKVSequenceMixer, SpatialMix
 from medseq.nn.ss2d import SS2DMixer, SS2DRecurrentMixer, SS2DSequenceMixer
 
 IMAGE = [SS2DMixer, SpatialMix, DepthwiseMixer]
 RECURRENT = [SS2DRecurrentMixer, ReWKVRecurrentMixer, DepthwiseRecurrentMixer]
 ON_GRID = [SS2DSequenceMixer, ReWKVSequenceMixer, DepthwiseSequenceMixer]
-SEQUENCE = ON_GRID
+SEQUENCE = [*ON_GRID, Mamba, BiMamba, lambda dim: Mamba2(dim, headdim=dim)]
 runner = CliRunner()
 
 

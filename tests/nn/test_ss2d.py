@@ -167,6 +167,25 @@ def test_gradients_pass_holes_unharmed(draw):
     assert all(torch.isfinite(parameter.grad).all() for parameter in module.parameters())
 
 
+@pytest.mark.parametrize("forward_type", ["v05", "v052dc_noz"])
+def test_gradients_are_exact_and_half_precision_works(forward_type, draw):
+    module = SS2D(4, 2, forward_type=forward_type, channel_first=True)
+    x = draw(1, 4, 2, 3)
+    wanted = module(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = module(x)
+    assert found.dtype == torch.bfloat16
+    # Eight bits of mantissa, through four matrix products and a norm.
+    assert (found.float() - wanted).abs().max() < 0.1 * wanted.abs().max()
+    assert torch.autograd.gradcheck(module.double(), x.double().requires_grad_())
+
+
+def test_compiles_into_one_graph(draw):
+    module, x = SS2DMixer(4, forward_type="v05"), draw(1, 4, 3, 5)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), module(x))
+
+
 def test_linear2d_loads_a_1x1_convolution_too(draw):
     conv, linear = torch.nn.Conv2d(3, 5, 1), Linear2d(3, 5)
     linear.load_state_dict(conv.state_dict())
