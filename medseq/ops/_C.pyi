@@ -95,3 +95,24 @@ def causal_conv1d_backward(
     threads: int,
     /,
 ) -> None: ...
+def cross_scan_forward(
+    isa: str,
+    is_double: bool,
+    sizes: list[int],
+    flags: list[int],
+    inputs: list[int],
+    outputs: list[int],
+    threads: int,
+    /,
+) -> None: ...
+def cross_scan_backward(
+    isa: str,
+    is_double: bool,
+    sizes: list[int],
+    flags: list[int],
+    inputs: list[int],
+    incoming: list[int],
+    outputs: list[int],
+    threads: int,
+    /,
+) -> None: ...

@@ -56,9 +56,14 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     dtype = _compute_dtype(arguments)
     if x.numel() == 0:
         return x.new_empty(x.shape), x.new_empty(0, dtype=dtype)
-    y, checkpoints = _implementation(x, A).forward(*_converted(tuple(inputs), dtype), directions)
-    if _checkpoint_shape(keep, x, A) == (0,):
-        checkpoints = x.new_empty(0, dtype=dtype)
+    module, converted = _implementation(x, A), _converted(tuple(inputs), dtype)
+    checkpoints = x.new_empty(0, dtype=dtype)
+    if _checkpoint_shape(keep, x, A) != (0,):
+        y, checkpoints = module.forward(*converted, directions)
+    elif hasattr(module, "output"):
+        y = module.output(*converted, directions)
+    else:
+        y = module.forward(*converted, directions)[0]
     # Contiguous, as the fake says: compiled graphs rely on the strides.
     return y.to(x.dtype).contiguous(), checkpoints
 

@@ -32,6 +32,7 @@ template <class T = const void> T *address(int64_t p) { return reinterpret_cast<
 
 // One per operator, in <operator>_module.cpp.
 void bind_causal_conv1d(nanobind::module_ &m);
+void bind_cross_scan(nanobind::module_ &m);
 void bind_wkv(nanobind::module_ &m);
 void bind_selective_scan(nanobind::module_ &m);
 

@@ -43,6 +43,7 @@ NB_MODULE(_C, m) {
 #endif
   m.def("instruction_sets", &medseq::build_names, "Kernel builds that this processor can run, best last.");
   medseq::bind_causal_conv1d(m);
+  medseq::bind_cross_scan(m);
   medseq::bind_wkv(m);
   medseq::bind_selective_scan(m);
 }

@@ -1,0 +1,210 @@
+// The fused cross scan backward: every direction from its last tile to its first, each tile recomputed from the states
+// saved before it.
+//
+// B and C are shared by all channels, so their gradients are sums over channels: a task goes through its blocks of
+// channels one after the other and adds to its own share. Which blocks belong to a task depends on the problem alone, so
+// the result does not depend on the number of threads.
+
+#include "cross_scan_image.hpp"
+
+namespace medseq {
+namespace MEDSEQ_ISA {
+namespace {
+
+// Sums over lanes of V[count], `side` tokens at a time; calls put(t, sum).
+template <class S, class Put> MEDSEQ_INLINE void lane_sums(const typename Simd<S>::V *in, int64_t count, const Put &put) {
+  typedef typename Simd<S>::V V;
+  constexpr int side = Square<S>::side, parts = Lanes<S>::count / side;
+  for (int64_t t = 0; t < count; t += side) {
+    V r[side];
+    for (int i = 0; i < side; ++i) r[i] = in[t + i];
+    transpose(r);
+    V sum = r[0];
+    for (int i = 1; i < side; ++i) sum += r[i];
+    S part[Lanes<S>::count];
+    memcpy(part, &sum, sizeof(sum));
+    for (int i = 0; i < side && t + i < count; ++i) {
+      S total = part[i];
+      for (int j = 1; j < parts; ++j) total += part[i + side * j];
+      put(t + i, total);
+    }
+  }
+}
+
+template <class S> class Backward {
+ public:
+  typedef typename Simd<S>::V V;
+
+  Backward(const CrossScanProblem &problem, const CrossScanGradient &gradient)
+      : p(problem), g(gradient), image(problem), arena(vectors(problem)),
+        fixed(Parameters<S>::vectors(flat(problem))) {}
+  bool failed() const { return arena.failed() || fixed.failed(); }
+
+  static int64_t vectors(const CrossScanProblem &p) {
+    const Image<S> image(p);
+    return 3 * image.plane() + image.strip_tokens() + 6 * kTile + 2 * kTogether * (kTile + 1) + 3 * p.states +
+           2 * p.states * kTile;
+  }
+
+  // One part of the channels of one batch item.
+  void run(int64_t batch, int64_t part) {
+    const int64_t all = channel_blocks<S>(p);
+    arena.rewind();
+    V **planes[] = {&x_plane, &gy_plane, &gx_plane};
+    for (V **plane : planes) *plane = arena.take(image.plane());
+    strip = arena.take(image.strip_tokens());
+    V **tiles[] = {&u, &x, &slope, &gy, &gx, &ga};
+    for (V **tile : tiles) *tile = arena.take(kTile);
+    decay = arena.take(kTogether * (kTile + 1)), state = arena.take(kTogether * (kTile + 1));
+    start = arena.take(p.states), gh = arena.take(p.states), grate = arena.take(p.states);
+    sum_b = arena.take(p.states * kTile), sum_c = arena.take(p.states * kTile);
+    zero(sum_b, p.states * kTile), zero(sum_c, p.states * kTile);
+    share = batch * p.parts + part;
+    for (int64_t i = all * part / p.parts; i < all * (part + 1) / p.parts; ++i) {
+      is_first = i == all * part / p.parts;
+      block(block_place<S>(p, batch, i));
+    }
+  }
+
+ private:
+  const CrossScanProblem &p;
+  const CrossScanGradient &g;
+  const Image<S> image;
+  Arena<V> arena, fixed;
+  V *x_plane, *gy_plane, *gx_plane, *strip;
+  V *u, *x, *slope, *gy, *gx, *ga; // of a tile; slope: of softplus
+  V *decay, *state, *start;        // recomputed states, and those before the tile
+  V *gh, *grate, gbias;            // gradients of the states behind the tile, of A and delta_bias
+  V *sum_b, *sum_c;                // gradients of B and C of a tile, one lane per channel
+  int64_t share;
+  bool is_first; // block of this share
+
+  void block(const Place &at) {
+    image.load_plane(static_cast<const S *>(p.x) + x_offset<S>(p, at), at.lanes, x_plane);
+    image.load_plane(static_cast<const S *>(g.gy) + x_offset<S>(p, at), at.lanes, gy_plane);
+    const V skip = all_skips<S>(p, at);
+    V gskip{};
+    for (int64_t r = 0; r < image.rows; ++r)
+      for (int64_t i = r * image.pitch; i < r * image.pitch + image.cols; ++i) {
+        if (at.lanes < Lanes<S>::count) gy_plane[i] = only<S>(gy_plane[i], at.lanes);
+        gx_plane[i] = skip * gy_plane[i];
+        gskip += gy_plane[i] * x_plane[i];
+      }
+    for (int k = 0; k < kDirections; ++k) {
+      const int64_t channel = (at.batch * kDirections + k) * p.channels + at.channel;
+      if (g.D) store(static_cast<S *>(g.D) + channel, gskip, at.lanes);
+      scan(at, k);
+      store_states<S>(g.A, in_direction(p, at, k), kDirections * p.channels * p.states, p.states, grate);
+      if (g.delta_bias) store(static_cast<S *>(g.delta_bias) + channel, gbias, at.lanes);
+    }
+    image.store_plane(static_cast<S *>(g.x) + x_offset<S>(p, at), at.lanes, gx_plane);
+  }
+
+  void scan(const Place &at, int k) {
+    const bool columns = p.columns[k], reverse = p.reverse[k];
+    const int64_t delta = delta_offset<S>(p, at, k);
+    Parameters<S> q;
+    fixed.rewind();
+    q.load_from(flat(p), in_direction(p, at, k), fixed);
+    zero(gh, p.states), zero(grate, p.states);
+    gbias = V{};
+    for (int64_t i = image.strips(columns) - 1; i >= 0; --i) {
+      const Strip s = image.strip(columns, reverse, i);
+      image.load_strip(s, columns, reverse, static_cast<const S *>(p.delta) + delta, at.lanes, strip);
+      for (int64_t t = (s.count - 1) / kTile * kTile; t >= 0; t -= kTile) {
+        const S *saved = static_cast<const S *>(g.checkpoints) +
+                         checkpoint_offset<S>(p, image, at, k, s.tile + t / kTile);
+        for (int64_t n = 0; n < p.states; ++n) start[n] = load(saved + n * p.channels, at.lanes);
+        const int64_t count = s.count - t < kTile ? s.count - t : kTile;
+        if (reverse) retreat<-1>(q, at, k, s.first + t, count, strip + t);
+        else retreat<1>(q, at, k, s.first + t, count, strip + t);
+      }
+      image.store_strip(s, columns, reverse, static_cast<S *>(g.delta) + delta, at.lanes, strip);
+    }
+  }
+
+  // One tile; dt becomes the gradient of delta.
+  template <int Step>
+  void retreat(const Parameters<S> &q, const Place &at, int k, int64_t t0, int64_t count, V *dt) {
+    const Walk walk = image.plane_walk(p.columns[k], Step < 0);
+    const int64_t first = Step < 0 ? image.size - 1 - t0 : t0;
+    gather(walk, t0, count, x_plane, u);
+    gather(walk, t0, count, gy_plane, gy);
+    const bool safe = p.softplus ? step_sizes<S, true>(q, count, u, dt, x, slope)
+                                 : step_sizes<S, false>(q, count, u, dt, x, 0);
+    const Tile<S> tile = {count, dt, x, safe};
+    const Tokens<S, Step> b = {ordered_rows<S>(p, 0, at.batch, k) + first, image.size, sum_b};
+    const Tokens<S, Step> c = {ordered_rows<S>(p, 1, at.batch, k) + first, image.size, sum_c};
+    zero(gx, count), zero(ga, count);
+    const TileGradient<S> gradient = {gy, gx, ga, 0, decay, state};
+    backward_tile<S>(tile, gradient, p.states, q.rate, start, gh, grate, b, c);
+    finish(count, dt);
+    scatter_add(walk, t0, count, gx_plane, gx);
+    add_up<Step>(sum_b, 0, k, first, count);
+    add_up<Step>(sum_c, 1, k, first, count);
+  }
+
+  // gx: from the gradient of dt u to that of u; dt: to the gradient of delta.
+  void finish(int64_t count, V *dt) {
+    V total{};
+    for (int64_t t = 0; t < count; ++t) {
+      V gdt = gx[t] * u[t] + ga[t] * static_cast<S>(kLn2);
+      gx[t] *= dt[t];
+      dt[t] = p.softplus ? gdt * slope[t] : gdt;
+      total += dt[t];
+    }
+    gbias += total;
+  }
+
+  template <int Step> void add_up(const V *sum, int which, int k, int64_t first, int64_t count) {
+    S *rows = share_row<S>(p, g, which, share, k, 0) + first;
+    for (int64_t n = 0; n < p.states; ++n) {
+      S *to = rows + n * image.size;
+      if (is_first) lane_sums<S>(sum + n * kTile, count, [&](int64_t t, S total) { to[Step * t] = total; });
+      else lane_sums<S>(sum + n * kTile, count, [&](int64_t t, S total) { to[Step * t] += total; });
+    }
+  }
+};
+
+// Adds up the shares of one row of B and C of one batch item, and puts them in the order of the image.
+template <class S> void join_shares(const CrossScanProblem &p, const CrossScanGradient &g, int64_t task) {
+  const int64_t n = task % p.states, batch = task / p.states, size = p.rows * p.cols;
+  for (int k = 0; k < kDirections; ++k)
+    for (int which = 0; which < 2; ++which) {
+      S *sum = share_row<S>(p, g, which, batch * p.parts, k, n);
+      for (int64_t part = 1; part < p.parts; ++part) {
+        const S *more = share_row<S>(p, g, which, batch * p.parts + part, k, n);
+        for (int64_t i = 0; i < size; ++i) sum[i] += more[i];
+      }
+      S *to = static_cast<S *>(which ? g.C : g.B) + ((batch * kDirections + k) * p.states + n) * size;
+      if (p.columns[k]) transpose_image(sum, p.cols, p.rows, to);
+      else memcpy(to, sum, sizeof(S) * static_cast<size_t>(size));
+    }
+}
+
+template <class S> int backward(const CrossScanProblem &p, const CrossScanGradient &g) {
+  int failed = 0;
+#pragma omp parallel num_threads(p.threads) if (p.threads > 1) reduction(| : failed)
+  {
+    FlushDenormals guard;
+    Backward<S> work(p, g);
+    failed = work.failed();
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < p.batch * p.states; ++task) turn<S>(p, task);
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < p.batch * p.parts; ++task)
+      if (!failed) work.run(task / p.parts, task % p.parts);
+#pragma omp for schedule(static)
+    for (int64_t task = 0; task < p.batch * p.states; ++task)
+      if (!failed) join_shares<S>(p, g, task);
+  }
+  return failed;
+}
+
+} // namespace
+
+int cross_scan_backward_f32(const CrossScanProblem &p, const CrossScanGradient &g) { return backward<float>(p, g); }
+int cross_scan_backward_f64(const CrossScanProblem &p, const CrossScanGradient &g) { return backward<double>(p, g); }
+
+} // namespace MEDSEQ_ISA
+} // namespace medseq
