@@ -187,7 +187,9 @@ def _scan(
     """The operator's call on checked inputs: output and last state."""
     B, C = (x.unsqueeze(1) if x.dim() == 3 else x for x in (B, C))
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    # An exported program is for inference, and what would be kept ties its shapes to multiples of a chunk.
+    training = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    keep = training and any(x is not None and x.requires_grad for x in tensors)
     inputs = (*tensors[:8], delta_softplus, initial_state)
     y, last_state, _ = torch.ops.medseq.selective_scan(*inputs, reverse, keep)
     return y, last_state

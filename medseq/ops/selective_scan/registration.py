@@ -5,6 +5,8 @@ and `torch.compile` see one opaque operator with exact gradients. `keep` asks fo
 without them backward runs the forward scan again.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +38,20 @@ def _compute_dtype(inputs: tuple[Any, ...]) -> torch.dtype:
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
+def _outside_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with autocast switched off, which would send the products inside it to half precision."""
+
+    @wraps(function)
+    def run(*arguments: Any) -> Any:
+        kind = arguments[0].device.type
+        if not torch.is_autocast_enabled(kind):
+            return function(*arguments)
+        with torch.autocast(kind, enabled=False):
+            return function(*arguments)
+
+    return run
+
+
 def _implementation(u: Tensor, A: Tensor) -> ModuleType:
     """The chosen module; without any state there is nothing to make fast."""
     return load("selective_scan", u.device.type) if A.shape[1] else naive
@@ -63,6 +79,7 @@ def _checkpoint_shape(keep: bool, u: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
     return shape(u, A, B, C) if shape else (0,)
 
 
+@_outside_autocast
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *inputs, reverse, keep = arguments
     u, _, A, B, C = inputs[:5]
@@ -81,6 +98,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return y.to(u.dtype).contiguous(), last_state.contiguous(), checkpoints
 
 
+@_outside_autocast
 def _backward(gy: Tensor, glast: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
     *inputs, checkpoints, reverse = arguments
     u, _, A = inputs[:3]
