@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medseq.errors import BackendError
 from medseq.ops.backend import load
+from medseq.ops.refusals import refuse_second_derivative, refuse_vmap
 
 __all__: list[str] = []
 
@@ -72,18 +72,11 @@ def _autograd_backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     return (*(None if x is None else g for g, x in pairs), None)
 
 
-def _refuse_second_derivative(ctx: Any, *gradients: Tensor) -> None:
-    # Without this torch warns once and returns a wrong zero.
-    raise BackendError(
-        "causal_conv1d has no second derivative",
-        remedy="differentiate medseq.ops.causal_conv1d.naive.causal_conv1d instead",
-    )
-
-
 for _device in ("CPU", "CUDA"):
     _LIBRARY.impl("causal_conv1d", _forward, _device)
     _LIBRARY.impl("causal_conv1d_backward", _backward, _device)
 torch.library.register_fake("medseq::causal_conv1d", _fake_forward, lib=_LIBRARY)
 torch.library.register_fake("medseq::causal_conv1d_backward", _fake_backward, lib=_LIBRARY)
 torch.library.register_autograd("medseq::causal_conv1d", _autograd_backward, setup_context=_save_inputs, lib=_LIBRARY)
-torch.library.register_autograd("medseq::causal_conv1d_backward", _refuse_second_derivative, lib=_LIBRARY)
+refuse_second_derivative(_LIBRARY, "causal_conv1d", "medseq.ops.causal_conv1d.naive.causal_conv1d")
+refuse_vmap(_LIBRARY, "causal_conv1d", "medseq.ops.causal_conv1d.naive.causal_conv1d")

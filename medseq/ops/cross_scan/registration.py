@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medseq.errors import BackendError
 from medseq.ops.backend import load
 from medseq.ops.cross_scan import naive
+from medseq.ops.refusals import refuse_second_derivative, refuse_vmap
 
 __all__: list[str] = []
 
@@ -108,28 +108,11 @@ def _autograd_backward(ctx: Any, gy: Tensor | None, _: Tensor | None) -> tuple[T
     return *(None if t is None else g for g, t in zip(gradients, tensors, strict=True)), None, None, None
 
 
-def _refuse_second_derivative(ctx: Any, *gradients: Tensor) -> None:
-    # Without this torch warns once and returns a wrong zero.
-    raise BackendError(
-        "cross_selective_scan has no second derivative",
-        remedy="differentiate medseq.ops.cross_scan.naive.cross_selective_scan instead",
-    )
-
-
-def _refuse_vmap(info: Any, in_dims: Any, *arguments: Any) -> None:
-    raise BackendError(
-        "cross_selective_scan cannot be vmapped",
-        remedy="it has a batch axis: put the mapped axis there, or map"
-        " medseq.ops.cross_scan.naive.cross_selective_scan",
-    )
-
-
 for _device in ("CPU", "CUDA"):
     _LIBRARY.impl("cross_selective_scan", _forward, _device)
     _LIBRARY.impl("cross_selective_scan_backward", _backward, _device)
 torch.library.register_fake("medseq::cross_selective_scan", _fake_forward, lib=_LIBRARY)
 torch.library.register_fake("medseq::cross_selective_scan_backward", _fake_backward, lib=_LIBRARY)
 torch.library.register_autograd("medseq::cross_selective_scan", _autograd_backward, setup_context=_save, lib=_LIBRARY)
-torch.library.register_autograd("medseq::cross_selective_scan_backward", _refuse_second_derivative, lib=_LIBRARY)
-torch.library.register_vmap("medseq::cross_selective_scan", _refuse_vmap, lib=_LIBRARY)
-torch.library.register_vmap("medseq::cross_selective_scan_backward", _refuse_vmap, lib=_LIBRARY)
+refuse_second_derivative(_LIBRARY, "cross_selective_scan", "medseq.ops.cross_scan.naive.cross_selective_scan")
+refuse_vmap(_LIBRARY, "cross_selective_scan", "medseq.ops.cross_scan.naive.cross_selective_scan")

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medseq.errors import BackendError
 from medseq.ops.backend import load
+from medseq.ops.refusals import refuse_second_derivative, refuse_vmap
 from medseq.ops.selective_scan import naive
 
 __all__: list[str] = []
@@ -152,27 +152,11 @@ def _autograd_backward(
     return *found, None, ginitial, None, None
 
 
-def _refuse_second_derivative(ctx: Any, *gradients: Tensor) -> None:
-    # Without this torch warns once and returns a wrong zero.
-    raise BackendError(
-        "selective_scan has no second derivative",
-        remedy="differentiate medseq.ops.selective_scan.naive.selective_scan instead",
-    )
-
-
-def _refuse_vmap(info: Any, in_dims: Any, *arguments: Any) -> None:
-    raise BackendError(
-        "selective_scan cannot be vmapped",
-        remedy="it has a batch axis: put the mapped axis there, or map medseq.ops.selective_scan.naive.selective_scan",
-    )
-
-
 for _device in ("CPU", "CUDA"):
     _LIBRARY.impl("selective_scan", _forward, _device)
     _LIBRARY.impl("selective_scan_backward", _backward, _device)
 torch.library.register_fake("medseq::selective_scan", _fake_forward, lib=_LIBRARY)
 torch.library.register_fake("medseq::selective_scan_backward", _fake_backward, lib=_LIBRARY)
 torch.library.register_autograd("medseq::selective_scan", _autograd_backward, setup_context=_save, lib=_LIBRARY)
-torch.library.register_autograd("medseq::selective_scan_backward", _refuse_second_derivative, lib=_LIBRARY)
-torch.library.register_vmap("medseq::selective_scan", _refuse_vmap, lib=_LIBRARY)
-torch.library.register_vmap("medseq::selective_scan_backward", _refuse_vmap, lib=_LIBRARY)
+refuse_second_derivative(_LIBRARY, "selective_scan", "medseq.ops.selective_scan.naive.selective_scan")
+refuse_vmap(_LIBRARY, "selective_scan", "medseq.ops.selective_scan.naive.selective_scan")

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medseq.errors import BackendError
 from medseq.ops.backend import load
+from medseq.ops.refusals import refuse_second_derivative, refuse_vmap
 
 __all__: list[str] = []
 
@@ -71,15 +71,11 @@ def _autograd_backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     return (*torch.ops.medseq.bi_wkv_backward(gy, *ctx.saved_tensors, ctx.convention), None)
 
 
-def _refuse_second_derivative(ctx: Any, *gradients: Tensor) -> None:
-    # Without this torch warns once and returns a wrong zero.
-    raise BackendError("bi_wkv has no second derivative", remedy="differentiate medseq.ops.wkv.naive.bi_wkv instead")
-
-
 for _device in ("CPU", "CUDA"):
     _LIBRARY.impl("bi_wkv", _forward, _device)
     _LIBRARY.impl("bi_wkv_backward", _backward, _device)
 torch.library.register_fake("medseq::bi_wkv", _fake_forward, lib=_LIBRARY)
 torch.library.register_fake("medseq::bi_wkv_backward", _fake_backward, lib=_LIBRARY)
 torch.library.register_autograd("medseq::bi_wkv", _autograd_backward, setup_context=_save_inputs, lib=_LIBRARY)
-torch.library.register_autograd("medseq::bi_wkv_backward", _refuse_second_derivative, lib=_LIBRARY)
+refuse_second_derivative(_LIBRARY, "bi_wkv", "medseq.ops.wkv.naive.bi_wkv")
+refuse_vmap(_LIBRARY, "bi_wkv", "medseq.ops.wkv.naive.bi_wkv")
