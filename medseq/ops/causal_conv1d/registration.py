@@ -67,8 +67,9 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _autograd_backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-    gradients = torch.ops.medseq.causal_conv1d_backward(gy, *ctx.saved_tensors, ctx.silu)
-    pairs = zip(gradients, ctx.saved_tensors, strict=True)
+    inputs = ctx.saved_tensors  # once: activation checkpointing unpacks them a single time
+    gradients = torch.ops.medseq.causal_conv1d_backward(gy, *inputs, ctx.silu)
+    pairs = zip(gradients, inputs, strict=True)
     return (*(None if x is None else g for g, x in pairs), None)
 
 
