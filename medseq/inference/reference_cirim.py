@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from medseq.errors import BundleError
 from medseq.inference.reference_keys import count, load_strictly, reconcile, sensitivity_net
 from medseq.models.recon_cirim import CIRIM
-from medseq.nn.recurrent import MGU, ConvGRU, IndRNN
+from medseq.nn.recurrent import MGU, ConvGRU, IndRNN, replicate_conv
 
 __all__ = ["from_atommic", "from_mridc"]
 
@@ -82,10 +82,13 @@ def from_mridc(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> n
             wanted="SENSE",
         )
     arguments = {**_arguments(known), "hidden": "reset", "detach": True, "reuse_initial": True, "return_kspace": False}
-    if not known["keep_eta"] and not known["no_dc"]:
-        arguments["restart"] = "kspace"
+    quirks = ["no gradient passes between cascades"]
+    if not known["keep_eta"]:
+        arguments["restart"] = "image_as_kspace" if known["no_dc"] else "kspace"
+        if known["no_dc"]:
+            quirks.append("every cascade after the first starts at the Fourier transform of the last image")
     net = _net(known["sens_mask_type"], known["sens_normalize"])
-    return _finish("mridc", state, own, "sens_net.", arguments, net, ["no gradient passes between cascades"])
+    return _finish("mridc", state, own, "sens_net.", arguments, net, quirks)
 
 
 def _sizes(source: str, state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -195,10 +198,19 @@ def _block(source: str, state: Mapping[str, Tensor], config: Mapping[str, Any]) 
     if "ih.weight" in state:
         hidden = state["hh"].shape[1] if "hh" in state else state["hh.weight"].shape[1]
         gates, kernel = state["ih.weight"].shape[0] // hidden, state["ih.weight"].shape[-1]
-        known = reconcile(source, config, {"kernel_size": kernel}, {"dilation": 1})
+        sizes = {"input_size": state["ih.weight"].shape[1], "hidden_size": hidden, "kernel_size": kernel}
+        known = reconcile(source, config, sizes, {"conv_dim": 2, "dilation": 1, "bias": True})
         kind = {1: IndRNN, 2: MGU, 3: ConvGRU}[gates]
         cell = kind(state["ih.weight"].shape[1], hidden, kernel, known["dilation"], "ih.bias" in state)
         return load_strictly(source, cell, state)
+    if "conv_layer.weight" in state:
+        features, channels, kernel = state["conv_layer.weight"].shape[:3]
+        sizes = {"input_size": channels, "features": features, "kernel_size": kernel}
+        known = reconcile(source, config, sizes, {"conv_dim": 2, "dilation": 1, "bias": True, "nonlinear": None})
+        conv = replicate_conv(channels, features, kernel, dilation=known["dilation"], bias="conv_layer.bias" in state)
+        active = str(known["nonlinear"]).lower() == "relu"
+        load_strictly(source, conv, {key.removeprefix("conv_layer."): value for key, value in state.items()})
+        return nn.Sequential(conv, nn.ReLU() if active else nn.Identity())
     if "norm_unet.unet.conv.layers.0.weight" in state:
         defaults = {"mask_type": "2D", "normalize": True, "fft_centered": False, "fft_normalization": "backward"}
         known = reconcile(source, config, {}, defaults)

@@ -21,6 +21,15 @@ _SENS = "sensitivity_model."
 # In the order of ConvGRU, with a sign: direct's update gate lets the candidate in, ours keeps the state, and
 # sigmoid(-x) = 1 - sigmoid(x).
 _GATES = {"reset_gates": 1, "update_gates": -1, "out_gates": 1}
+# Of Conv2dGRU: what RecurrentVarNet always gives.
+_GRU_DEFAULTS: dict[str, Any] = {
+    "out_channels": 2,
+    "gru_kernel_size": 1,
+    "orthogonal_initialization": True,
+    "instance_norm": False,
+    "dense_connect": 0,
+    "replication_padding": True,
+}
 _DEFAULTS: dict[str, Any] = {
     "initializer_initialization": None,
     "initializer_dilations": [1, 1, 2, 4],
@@ -166,7 +175,12 @@ def _block(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> nn.Module:
     if "reset_gates.0.0.weight" in inner:
         layers, hidden = count(inner, "reset_gates."), inner["reset_gates.0.0.weight"].shape[0]
         sizes = {"in_channels": 2, "hidden_channels": hidden, "num_layers": layers, "normalized": normalized}
-        reconcile("direct", config, sizes, {"replication_padding": True})
+        known = reconcile("direct", config, sizes, _GRU_DEFAULTS)
+        for key, value in _GRU_DEFAULTS.items():
+            if known[key] != value:
+                raise BundleError(
+                    "this form of Conv2dGRU is not supported", where="direct", found=f"{key} {known[key]}"
+                )
         module = Regulariser(hidden, layers, None, normalized=normalized)
         return load_strictly("direct", module, _regulariser_weights(inner, layers))
     if "down_sample_layers.0.layers.0.weight" in state:

@@ -70,8 +70,9 @@ class CIRIM(nn.Module):
         hidden: ``reset`` zeroes the states at every cascade (the paper's code), ``carry`` hands them on (atommic).
         data_consistency: ``implicit`` by the gradient alone, or ``explicit`` as above.
         detach: Let no gradient pass from a cascade to the one before, as the paper's code does.
-        restart: Where a cascade after the first starts: at the last ``image``, or at that of the ``kspace`` which
-            entered it (explicit data consistency only).
+        restart: Where a cascade after the first starts: at the last ``image``; at that of the ``kspace`` that enters
+            it (explicit data consistency only); or, as mridc does with ``keep_eta: false`` and implicit consistency, at
+            the ``image_as_kspace``, Fourier-transformed once more although it is no k-space.
         reuse_initial: Start every cascade at the initial image, if one is given, as mridc does.
         combine: Start image where none is given: ``sense``, or ``rss_parts``, atommic's root sum of squares of the
             real and of the imaginary parts, wrong but what some of its checkpoints were trained on.
@@ -103,7 +104,7 @@ class CIRIM(nn.Module):
         hidden: Literal["reset", "carry"] = "reset",
         data_consistency: Literal["implicit", "explicit"] = "implicit",
         detach: bool = False,
-        restart: Literal["image", "kspace"] = "image",
+        restart: Literal["image", "kspace", "image_as_kspace"] = "image",
         reuse_initial: bool = False,
         combine: Literal["sense", "rss_parts"] = "sense",
         return_kspace: bool = True,
@@ -212,6 +213,8 @@ class CIRIM(nn.Module):
             x = initial
         elif self.restart == "kspace":
             x = scan.operator.reduce(k_in)
+        elif self.restart == "image_as_kspace":
+            x = scan.operator.reduce(scan.operator.corner(x)[:, None].expand_as(k_in))
         return x, k_in, states if self.hidden == "carry" else None
 
     def _cascade(self, index: int, scan: Acquisition, x: Tensor, states: State | None) -> tuple[list[Tensor], State]:

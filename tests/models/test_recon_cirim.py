@@ -11,6 +11,7 @@ from medseq.errors import BundleError, InputError, ShapeError
 from medseq.inference.reference import load
 from medseq.models.recon_cirim import CIRIM, cirim
 from medseq.ops.coils import sens_expand, sens_reduce
+from medseq.ops.fourier import ifft2
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("cirim_*.safetensors"))
@@ -185,10 +186,66 @@ def test_hidden_states_are_reset_or_carried(cell, seed):
     assert not torch.allclose(images["reset"], wanted, rtol=1e-3)
 
 
+def straightforward(machines, given, steps, origin, norm, *, explicit, weights):
+    """mridc's loop as its equations read, with images and k-space in the scan's own order."""
+    y, mask, maps = given["masked_kspace"], given["mask"].bool(), given["sens_maps"]
+    fft = {"origin": origin, "norm": norm}
+    k, result = y, []
+    x = sens_reduce(y, maps, **fft)
+    for index, machine in enumerate(machines):
+        if index and explicit:
+            x = sens_reduce(k, maps, **fft)
+        elif index:
+            x = (maps.conj() * ifft2(x, **fft)[:, None]).sum(1)
+        h, images = [None, None], []
+        for _ in range(steps):
+            u = sens_reduce((sens_expand(x, maps, **fft) - y) * mask, maps, **fft)
+            u = torch.stack([x.real, x.imag, u.real, u.imag], dim=1)
+            for level in range(2):
+                u, h[level] = machine.units[level](torch.relu(machine.convs[level](u)), h[level])
+            u = machine.final(u)
+            x = x + torch.complex(u[:, 0], u[:, 1])
+            images.append(x)
+        if explicit:
+            ks = [y - weights[index] * mask * (k - y) - sens_expand(image, maps, **fft) for image in images]
+            k, images = ks[-1], [sens_reduce(step, maps, **fft) for step in ks]
+        result.append(images)
+    return result
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize(("origin", "norm"), [("centre", "ortho"), ("corner", "backward")])
+@pytest.mark.parametrize("cell", ["indrnn", "gru", "mgu"])
+def test_mridc_with_restarts_is_its_equations(explicit, origin, norm, cell, seed):
+    """Cells, conventions, odd sizes and explicit consistency that no golden covers."""
+    torch.manual_seed(seed)
+    theirs = CIRIM(3, 8, cell, channels=(5, 5), data_consistency="explicit" if explicit else "implicit").double()
+    names = {f"cascades.{i}.{a}.{j}": f"cirim.{i}.layers.{j}.{b}" for i in range(3) for j in (0, 1)
+             for a, b in (("convs", "convs.conv_layer"), ("units", "rnn"))}  # fmt: skip
+    names |= {f"cascades.{i}.final": f"cirim.{i}.final_layer.0.conv_layer" for i in range(3)}
+    names |= {f"dc_weights.{i}": f"cirim.{i}.dc_weight" for i in range(3)}
+    state = {"dc_weight": torch.ones(1)}
+    for key, value in theirs.state_dict().items():
+        prefix = next(name for name in names if key == name or key.startswith(f"{name}."))
+        state[names[prefix] + key.removeprefix(prefix)] = value + 0.1 * torch.randn_like(value)
+    config = {"keep_eta": False, "fft_centered": origin == "centre", "fft_normalization": norm, "time_steps": 5}
+    model = load("mridc", state, config).double()
+    given = double(scan(seed)[0])
+    out = model(**given)
+    weights = model.dc_weights
+    wanted = straightforward(model.cascades, given, 8, origin, norm, explicit=explicit, weights=weights)
+    for found, expected in zip(out.intermediates, wanted, strict=True):
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(out.image, wanted[-1][-1], rtol=1e-8, atol=1e-8)
+    assert any("Fourier transform of the last image" in quirk for quirk in model.quirks) != explicit
+
+
 @pytest.mark.parametrize("detach", [False, True])
 def test_detached_cascades_get_no_gradient_from_later_ones(detach, seed):
     given, _ = scan(seed)
-    model = CIRIM(2, 2, channels=(4, 4), detach=detach)
+    # A GRU: with four channels, all of the rectifiers of an IndRNN can be dead by chance.
+    model = CIRIM(2, 2, "gru", channels=(4, 4), detach=detach)
     model(**given).image.abs().sum().backward()
     reached = [p.grad is not None and bool(p.grad.any()) for p in model.cascades[0].parameters()]
     assert any(reached) != detach
@@ -232,6 +289,11 @@ def test_cells_and_sensitivity_nets_of_atommic_load():
     }.items():  # fmt: skip
         found, _ = load("atommic", part(name), config)(blocks[f"in.{name}.x"], blocks[f"in.{name}.hx"])
         assert error(found, blocks[f"out.{name}"]) <= 1e-6, name
+    for name, config in {
+        "conv_k3d1_none": {}, "conv_k3d2_relu": {"dilation": 2, "nonlinear": "relu"},
+        "conv_k4d1_relu": {"nonlinear": "relu"}, "conv_k5d1_relu": {"nonlinear": "relu"},
+    }.items():  # fmt: skip
+        assert error(load("atommic", part(name), config)(blocks[f"in.{name}.x"]), blocks[f"out.{name}"]) <= 1e-6, name
     kspace, mask = cplx(blocks["in.sensnet.kspace"]), blocks["in.sensnet.mask"][..., 0]
     fft = {"fft_centered": True, "fft_normalization": "ortho"}
     for kind in ("1D", "2D"):
