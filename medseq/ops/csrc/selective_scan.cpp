@@ -69,8 +69,6 @@ template <class S> class Forward {
       store_states<S>(checkpoint<S>(p, out.checkpoints, block.at.batch, t0), block.at, 0, p.states, block.h);
     load_tile(walk, t0, count, row_of<S>(p.u, block.at), p.u.channel_stride, block.at.lanes, u);
     load_tile(walk, t0, count, row_of<S>(p.delta, block.at), p.delta.channel_stride, block.at.lanes, dt);
-    expect_tile(walk, t0 + kTile, p.length, row_of<S>(p.u, block.at), p.u.channel_stride, block.at.lanes);
-    expect_tile(walk, t0 + kTile, p.length, row_of<S>(p.delta, block.at), p.delta.channel_stride, block.at.lanes);
     Tile<S> tile = {count, dt, x, p.softplus ? step_sizes<S, true>(q, count, u, dt, x, 0)
                                              : step_sizes<S, false>(q, count, u, dt, x, 0)};
     for (int64_t t = 0; t < count; ++t) y[t] = q.skip * u[t];

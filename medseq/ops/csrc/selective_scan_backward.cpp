@@ -162,15 +162,11 @@ template <class S> class Backward {
   }
 
   // Sums over the lanes of `sum` into row `row` of (batch, group, part, state, length).
-  void reduce(V *sum, void *array, int64_t row, int64_t t0, int64_t count) {
-    for (int64_t n = 0; n < p.states; ++n) {
-      S *to = static_cast<S *>(array) + (row * p.states + n) * p.length;
-      const S *lane = reinterpret_cast<const S *>(sum + n * kTile);
-      for (int64_t t = 0; t < count; ++t, lane += Lanes<S>::count) {
-        S total = 0;
-        for (int i = 0; i < Lanes<S>::count; ++i) total += lane[i];
-        to[walk.position(t0 + t)] = total;
-      }
+  void reduce(const V *sum, void *array, int64_t row, int64_t t0, int64_t count) {
+    S totals[kTile];
+    for (int64_t n = 0; n < p.states; ++n, sum += kTile) {
+      for (int64_t t = 0; t < kTile; t += Square<S>::side) add_lanes<S>(sum + t, totals + t);
+      put_row(walk, t0, count, totals, static_cast<S *>(array) + (row * p.states + n) * p.length);
     }
   }
 };

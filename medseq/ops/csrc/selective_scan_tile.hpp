@@ -6,8 +6,8 @@
 //                              transpose, others gather token by token
 //   gather / scatter_add       through a walk from / onto a plane V[position] that load_rows filled before: what a scan
 //                              in several directions over one image wants, as every element is transposed only once
-//   copy_row                   one row of scalars (of B or C) in the walk's order
-//   expect_tile                fetches a contiguous walk's next tile into cache
+//   copy_row / put_row         one row of scalars (of B or C) in the walk's order, and back
+//   add_lanes                  sums over channels
 //
 // A row starts at base + lane * stride; lanes beyond `lanes` (1 <= lanes <= vector length) repeat the last row when
 // loading and are never stored. All positions, strides and counts are int64.
@@ -236,18 +236,6 @@ MEDSEQ_INLINE void store_tile(const Walk &walk, int64_t t0, int64_t count, S *ba
   });
 }
 
-// Asks for the rows of a tile that is wanted soon. A tile takes only a few cache lines of every row, too few for the
-// processor to see by itself that the row goes on.
-template <class S>
-MEDSEQ_INLINE void expect_tile(const Walk &walk, int64_t t0, int64_t length, const S *base, int64_t stride, int lanes) {
-  if (!walk.contiguous() || t0 >= length) return;
-  int64_t count = length - t0 < kTile ? length - t0 : kTile;
-  const S *first = base + walk.position(walk.step == 1 ? t0 : t0 + count - 1);
-  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(S));
-  for (int lane = 0; lane < lanes; ++lane)
-    for (int64_t i = 0; i < count; i += line) __builtin_prefetch(first + lane * stride + i);
-}
-
 template <class V> MEDSEQ_INLINE void gather(const Walk &walk, int64_t t0, int64_t count, const V *plane, V *out) {
   walk.pieces(t0, count, [&](int64_t i, int64_t position, int64_t n) {
     for (int64_t t = 0; t < n; ++t) out[i + t] = plane[position + t * walk.step];
@@ -269,6 +257,29 @@ MEDSEQ_INLINE void copy_row(const Walk &walk, int64_t t0, int64_t count, const S
     }
     for (int64_t t = 0; t < n; ++t) out[i + t] = row[position + t * walk.step];
   });
+}
+
+// Back to its places.
+template <class S>
+MEDSEQ_INLINE void put_row(const Walk &walk, int64_t t0, int64_t count, const S *in, S *row) {
+  walk.pieces(t0, count, [&](int64_t i, int64_t position, int64_t n) {
+    for (int64_t t = 0; t < n; ++t) row[position + t * walk.step] = in[i + t];
+  });
+}
+
+// out[i] = sum over the lanes of x[i], for `side` vectors.
+template <class S> MEDSEQ_INLINE void add_lanes(const typename Simd<S>::V *x, S *out) {
+  constexpr int side = Square<S>::side;
+  typename Simd<S>::V r[side];
+  for (int i = 0; i < side; ++i) r[i] = x[i];
+  transpose(r);
+  typename Simd<S>::V total = r[0];
+  for (int i = 1; i < side; ++i) total += r[i];
+  for (int i = 0; i < side; ++i) {
+    S sum = total[i];
+    for (int j = side; j < Lanes<S>::count; j += side) sum += total[i + j];
+    out[i] = sum;
+  }
 }
 
 } // namespace
