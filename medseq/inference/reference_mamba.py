@@ -1,5 +1,6 @@
 """Mamba layers from the state dicts of mamba_ssm."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,9 @@ _FREE = dict.fromkeys(
 _FREE2 = {
     **_FREE,
     **dict.fromkeys(("A_init_range", "conv_init", "deterministic", "use_mem_eff_path")),
+    "activation": "swish",
     "chunk_size": 64,
+    "dt_limit": (0.0, math.inf),
 }
 
 
@@ -38,6 +41,10 @@ def from_mamba_ssm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) 
         raise BundleError("not a Mamba state dict", where=_SOURCE, found=sorted(state)[:5])
     if "dt_bias" in state:
         known = reconcile(_SOURCE, config, _sizes2(state, config), _FREE2)
+        if known["activation"] not in ("swish", "silu"):
+            raise BundleError(
+                "this activation is not supported", where=_SOURCE, found=known["activation"], wanted="swish"
+            )
         layer: nn.Module = Mamba2(**{key: value for key, value in known.items() if key in _OURS2})
     else:
         sizes = _sizes(state, config)
@@ -64,7 +71,7 @@ def _sizes(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, 
 
 _OURS2 = {
     *("d_model", "d_state", "d_conv", "expand", "headdim", "ngroups", "conv_bias", "bias"),
-    *("learnable_init_states", "chunk_size"),
+    *("learnable_init_states", "chunk_size", "dt_limit"),
 }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from medseq.errors import InputError
 from medseq.nn.mamba2 import Mamba2
+from medseq.nn.pointwise import mix_channels
 from medseq.nn.ssm_init import at_least_float32, poles_log, resolve_dt_rank, step_bias, step_weight
 from medseq.nn.ssm_state import MambaState, check_tokens
 from medseq.ops import bidirectional_selective_scan, causal_conv1d, selective_scan, selective_state_update
@@ -43,8 +44,8 @@ class _Branch(NamedTuple):
         """Step (without its bias), B and C of every token, ``(batch, …, length)``."""
         rank, states = self.dt_proj.in_features, self.A_log.shape[1]
         # The length stays the last axis: the scan reads it with stride 1, and no transposed copy is made.
-        dt, B, C = torch.matmul(self.x_proj.weight, u).split([rank, states, states], dim=1)
-        return torch.matmul(self.dt_proj.weight, dt), B, C
+        dt, B, C = mix_channels(self.x_proj.weight, u).split([rank, states, states], dim=1)
+        return mix_channels(self.dt_proj.weight, dt), B, C
 
     @property
     def A(self) -> Tensor:
@@ -109,10 +110,7 @@ class Mamba(nn.Module):
     def _project_in(self, x: Tensor) -> tuple[Float[Tensor, "batch inner length"], Float[Tensor, "batch inner length"]]:
         """Inputs of the convolution and of the gate, length last."""
         check_tokens(x, self.d_model, type(self).__name__)
-        xz = torch.matmul(self.in_proj.weight, x.mT)
-        if self.in_proj.bias is not None:
-            xz = xz + self.in_proj.bias[:, None]
-        x, z = xz.chunk(2, dim=1)
+        x, z = mix_channels(self.in_proj.weight, x.mT, self.in_proj.bias).chunk(2, dim=1)
         return x, z
 
     def forward(

@@ -6,6 +6,8 @@ Reference:
     Dao and Gu, Transformers are SSMs, arXiv:2405.21060.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -46,6 +48,7 @@ class Mamba2(nn.Module):
         conv_bias: Whether the convolution has a bias.
         bias: Whether the projections in and out have one.
         learnable_init_states: Whether the state before the first token is a parameter.
+        dt_limit: Time steps are clamped to this range.
         dt_min: Smallest time step at the start of training.
         dt_max: Largest time step at the start of training.
         A_init_range: Range of the decay rates at the start of training.
@@ -63,6 +66,7 @@ class Mamba2(nn.Module):
         conv_bias: bool = True,
         bias: bool = False,
         learnable_init_states: bool = False,
+        dt_limit: tuple[float, float] = (0.0, math.inf),
         dt_min: float = 0.001,
         dt_max: float = 0.1,
         A_init_range: tuple[float, float] = (1.0, 16.0),
@@ -70,6 +74,7 @@ class Mamba2(nn.Module):
         super().__init__()
         self.d_model, self.d_state, self.d_conv, self.d_inner = d_model, d_state, d_conv, int(expand * d_model)
         self.headdim, self.ngroups, self.chunk_size = headdim, ngroups, chunk_size
+        self.dt_limit = dt_limit
         self.nheads = self.d_inner // headdim
         if self.nheads * headdim != self.d_inner or self.nheads % ngroups:
             raise InputError(
@@ -128,9 +133,10 @@ class Mamba2(nn.Module):
         x, B, C = mixed.mT.split([self.d_inner, width, width], dim=-1)
         x = x.reshape(batch, length, self.nheads, self.headdim)
         B, C = (t.reshape(batch, length, self.ngroups, self.d_state) for t in (B, C))
+        steps = F.softplus(at_least_float32(dt) + at_least_float32(self.dt_bias)).clamp(*self.dt_limit)
         y, ssm = ssd(
             x,
-            F.softplus(at_least_float32(dt) + at_least_float32(self.dt_bias)),
+            steps,
             -at_least_float32(self.A_log).exp(),
             B,
             C,

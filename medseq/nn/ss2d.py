@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from medseq.errors import InputError, ShapeError
 from medseq.nn.mixers import OnGrid
+from medseq.nn.pointwise import mix_channels
 from medseq.nn.recurrent import Recurrent
 from medseq.nn.ss2d_variants import ForwardType, out_norm
 from medseq.nn.ssm_init import at_least_float32, poles_log, resolve_dt_rank, step_bias, step_weight
@@ -33,7 +34,7 @@ class Linear2d(nn.Linear):
 
     def forward(self, x: Float[Tensor, "batch channel row col"]) -> Float[Tensor, "batch out row col"]:
         """Apply to each pixel."""
-        return F.conv2d(x, self.weight[:, :, None, None], self.bias)
+        return mix_channels(self.weight, x.flatten(2), self.bias).unflatten(2, x.shape[2:])
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any) -> None:
         weight = state_dict.get(f"{prefix}weight")
@@ -157,7 +158,7 @@ class SS2D(nn.Module):
         """
         count, (batch, _, rows, cols) = last - first, x.shape
         weight = self.x_proj_weight[first:last].flatten(0, 1)
-        parts = torch.matmul(weight, x.flatten(2)).view(batch, count, -1, rows * cols)
+        parts = mix_channels(weight, x.flatten(2)).view(batch, count, -1, rows * cols)
         dt, B, C = parts.split([self.dt_rank, self.d_state, self.d_state], dim=2)
         delta = torch.matmul(self.dt_projs_weight[first:last], dt)
         return tuple(t.unflatten(-1, (rows, cols)) for t in (delta, B, C))

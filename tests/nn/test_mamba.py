@@ -174,6 +174,15 @@ def test_sizes_are_read_off_the_state_dict(layer, draw):
     torch.testing.assert_close(again(x), layer(x), rtol=1e-4, atol=1e-5)
 
 
+def test_steps_can_be_limited(draw):
+    layer, x = Mamba2(16, d_state=4, headdim=8, dt_limit=(0.01, 0.02)), draw(1, 7, 16)
+    again = load("mamba-ssm", layer.state_dict(), {"dt_limit": [0.01, 0.02], "activation": "swish"})
+    torch.testing.assert_close(again(x), layer(x))
+    assert not torch.allclose(load("mamba-ssm", layer.state_dict())(x), layer(x))
+    with pytest.raises(BundleError, match="activation is not supported \\(found relu, wanted swish"):
+        load("mamba-ssm", layer.state_dict(), {"activation": "relu"})
+
+
 def test_both_directions_load_too(draw):
     layer, x = BiMamba(8, d_state=4), draw(1, 5, 8)
     again = load("mamba-ssm", layer.state_dict(), {"d_model": 8, "expand": 2})
