@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medseq.errors import InputError
 from medseq.nn.recon import Acquisition, ReconOutput, as_channels, as_complex, prepare
-from medseq.nn.recurrent import MGU, ConvGRU, IndRNN, make_recurrent, replicate_conv
+from medseq.nn.recurrent import MGU, ConvGRU, IndRNN, in_fast_layout, make_recurrent, replicate_conv
 from medseq.nn.sensitivity import SensitivityNet
 from medseq.ops.fourier import Norm, Origin, ifft2
 
@@ -35,11 +35,12 @@ class RIM(nn.Module):
     def __init__(self, convs: Sequence[nn.Conv2d], units: Sequence[nn.Module], final: nn.Conv2d) -> None:
         super().__init__()
         self.convs, self.units, self.final = nn.ModuleList(convs), nn.ModuleList(units), final
+        self.channels = convs[0].out_channels
 
     def forward(self, image: Tensor, gradient: Tensor, states: State) -> tuple[Tensor, State]:
         """The complex update, and the states after it."""
         x = torch.cat([as_channels(image), as_channels(gradient)], dim=1)
-        new = []
+        x, new = in_fast_layout(x, self.channels), []
         for conv, unit, state in zip(self.convs, self.units, states, strict=True):
             x, state = unit(torch.relu_(conv(x)), state)
             new.append(state)
@@ -183,10 +184,13 @@ class CIRIM(nn.Module):
         x = initial_image if initial_image is not None else self._start(scan)
         k_in, states = scan.kspace, None
         images, kspaces, kept = [], [], []
+        # Whole columns: rows need no transform, and the data enter the gradient once.
+        lines = scan.mask.shape[2] == 1 and scan.kspace.shape[2] > 1
+        right = scan.operator.reduce(torch.where(scan.mask, scan.kspace, 0)) if lines else None
         for index in range(len(self.cascades)):
             if index:
                 x, k_in, states = self._between(scan, x, k_in, states, initial_image)
-            steps, states = self._cascade(index, scan, x, states)
+            steps, states = self._cascade(index, scan, x, states, right)
             x = steps[-1]
             images.append(steps)
             kept.append(states)
@@ -217,12 +221,21 @@ class CIRIM(nn.Module):
             x = scan.operator.reduce(scan.operator.corner(x)[:, None].expand_as(k_in))
         return x, k_in, states if self.hidden == "carry" else None
 
-    def _cascade(self, index: int, scan: Acquisition, x: Tensor, states: State | None) -> tuple[list[Tensor], State]:
+    @staticmethod
+    def _gradient(scan: Acquisition, x: Tensor, right: Tensor | None) -> Tensor:
+        """``A^H (A x - y)``; with `right` = ``A^H y`` by the cheaper normal operator."""
+        if right is not None:
+            return scan.operator.normal(x, scan.mask) - right
+        return scan.operator.reduce(torch.where(scan.mask, scan.operator.expand(x) - scan.kspace, 0))
+
+    def _cascade(
+        self, index: int, scan: Acquisition, x: Tensor, states: State | None, right: Tensor | None
+    ) -> tuple[list[Tensor], State]:
         machine: Any = self.cascades[index]
         states = states if states is not None else [None] * len(machine.units)
         steps = []
         for _ in range(self.time_steps):
-            gradient = scan.operator.reduce(torch.where(scan.mask, scan.operator.expand(x) - scan.kspace, 0))
+            gradient = self._gradient(scan, x, right)
             update, states = machine(x, gradient, states)
             x = x + update
             steps.append(x)

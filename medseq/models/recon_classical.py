@@ -113,7 +113,7 @@ class CGSense(_Classical):
         operator = scan.operator
 
         def normal(x: Tensor) -> Tensor:
-            return operator.reduce(torch.where(scan.mask, operator.expand(x), 0)) + self.lam * x
+            return operator.normal(x, scan.mask) + self.lam * x
 
         right = operator.reduce(torch.where(scan.mask, scan.kspace, 0))
         return ReconOutput(_conjugate_gradients(normal, right, self.iterations, self.tolerance))

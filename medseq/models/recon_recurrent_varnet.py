@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from medseq.errors import InputError
 from medseq.nn.recon import Acquisition, ReconOutput, as_channels, as_complex, prepare
-from medseq.nn.recurrent import ConvGRU, make_recurrent, replicate_conv
+from medseq.nn.recurrent import ConvGRU, in_fast_layout, make_recurrent, replicate_conv
 from medseq.nn.sensitivity import SensitivityNet
 from medseq.ops.coils import rss
 from medseq.ops.fourier import Norm, Origin, fft2, ifft2
@@ -45,6 +45,7 @@ class Regulariser(nn.Module):
         super().__init__()
         self.normalized = normalized
         self.convs, self.units = nn.ModuleList(), nn.ModuleList()
+        self.channels = channels
         for layer in range(num_layers + 1):
             wide = channels if layer < num_layers else 2
             self.convs.append(
@@ -64,7 +65,7 @@ class Regulariser(nn.Module):
             # direct divides a constant image by 0; this is too little to change any other.
             deviation = deviation + 1e-12
             x = (x - mean) / deviation
-        new = []
+        x, new = in_fast_layout(x, self.channels), []
         for conv, unit, state in zip(self.convs, self.units, states, strict=False):
             x, state = unit(torch.relu_(conv(x)), state)
             x = torch.relu(x)
@@ -109,7 +110,7 @@ class StateInitializer(nn.Module):
                 found=f"{len(channels)} channels, {len(dilations)} dilations, multiscale {multiscale}",
                 wanted="as many dilations as channels, multiscale between 1 and that",
             )
-        self.multiscale = multiscale
+        self.multiscale, self.out_channels = multiscale, out_channels
         widths = [2, *channels]
         self.convs = nn.ModuleList(
             replicate_conv(a, b, 3, dilation=d) for a, b, d in zip(widths[:-1], channels, dilations, strict=True)
@@ -119,7 +120,7 @@ class StateInitializer(nn.Module):
 
     def forward(self, kspace: Complex[Tensor, "batch row col"]) -> list[Tensor]:
         """States of all layers."""
-        x, maps = as_channels(kspace), []
+        x, maps = in_fast_layout(as_channels(kspace), self.out_channels), []
         for conv in self.convs:
             x = torch.relu_(conv(x))
             maps.append(x)

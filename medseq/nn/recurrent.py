@@ -17,7 +17,12 @@ from torch.nn import functional as F
 
 from medseq.errors import InputError
 
-__all__ = ["MGU", "ConvGRU", "IndRNN", "Recurrent", "make_recurrent", "replicate_conv"]
+__all__ = ["MGU", "ConvGRU", "IndRNN", "Recurrent", "in_fast_layout", "make_recurrent", "replicate_conv"]
+
+# Layers with fewer channels gain nothing from channels-last memory.
+_WIDE = 32
+# Pixels of a block: some 1.5 MB of a 128-channel GRU.
+_BLOCK = 1024
 
 Image = Float[Tensor, "batch channel row col"]
 State = Float[Tensor, "batch channel row col"]
@@ -89,6 +94,9 @@ class ConvGRU(_ConvCell):
     def forward(self, x: Image, state: State | None = None) -> tuple[State, State]:
         """One step; the output is the new state."""
         h = self.zeros(x) if state is None else state
+        if self._runs_blocked(x, h):
+            h = _gru_blocked(x, h, self.ih.weight, self.ih.bias, self.hh.weight)
+            return h, h
         width = self.hidden_channels
         from_x = self.ih(x)
         if self.reset == "after":
@@ -103,8 +111,36 @@ class ConvGRU(_ConvCell):
         h = n * (1 - z) + z * h
         return h, h
 
+    def _runs_blocked(self, x: Tensor, h: Tensor) -> bool:
+        plain = self.reset == "before" and self.ih.kernel_size == (1, 1) and not torch.is_grad_enabled()
+        wide = min(x.shape[1], h.shape[1]) >= _WIDE and x.device.type == "cpu" and x.dtype == torch.float32
+        return plain and wide and x.is_contiguous(memory_format=torch.channels_last)
+
     def _hh(self, h: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(h, weight, padding=self.hh.padding, dilation=self.hh.dilation)
+
+
+def _gru_blocked(x: Tensor, h: Tensor, ih: Tensor, bias: Tensor | None, hh: Tensor) -> Tensor:
+    """`ConvGRU` with ``reset="before"`` and 1x1 gates, a thousand pixels at a time so that all of it stays in cache.
+
+    Inference on a CPU, channels-last: the gates are matrix products with the bias and the activation in place.
+    """
+    width = h.shape[1]
+    pixels, states = (t.permute(0, 2, 3, 1).reshape(-1, t.shape[1]) for t in (x, h))
+    from_x, from_h = ih[..., 0, 0].T, hh[..., 0, 0].T
+    gates_x, candidate_x = from_x[:, : 2 * width].contiguous(), from_x[:, 2 * width :].contiguous()
+    gates_h, candidate_h = from_h[:, : 2 * width].contiguous(), from_h[:, 2 * width :].contiguous()
+    offset = bias if bias is not None else ih.new_zeros(3 * width)
+    result = torch.empty_like(states)
+    for start in range(0, len(pixels), _BLOCK):
+        a, b = pixels[start : start + _BLOCK], states[start : start + _BLOCK]
+        gates = torch.addmm(offset[: 2 * width], a, gates_x).addmm_(b, gates_h).sigmoid_()
+        n = torch.addmm(offset[2 * width :], a, candidate_x).addmm_(gates[:, :width] * b, candidate_h)
+        # tanh(n) as 2 sigmoid(2 n) - 1, which torch computes three times as fast, wrong by a rounding of 1 at most.
+        n.mul_(2).sigmoid_().mul_(2).sub_(1)
+        torch.sub(b, n, out=result[start : start + _BLOCK]).mul_(gates[:, width:]).add_(n)
+    batch, _, rows, cols = x.shape
+    return result.view(batch, rows, cols, width).permute(0, 3, 1, 2)
 
 
 class MGU(_ConvCell):
@@ -172,7 +208,8 @@ class IndRNN(nn.Module):
     def forward(self, x: Image, state: State | None = None) -> tuple[State, State]:
         """One step; the output is the new state."""
         from_x = self.ih(x)
-        h = torch.relu(from_x if state is None else torch.addcmul(from_x, self.hh, state))
+        # In place: the convolution does not need its result again.
+        h = torch.relu_(from_x if state is None else from_x.addcmul_(self.hh, state))
         return h, h
 
 
@@ -216,6 +253,11 @@ def make_recurrent(mixer: Callable[[int], nn.Module], channels: int) -> nn.Modul
     if "state" in inspect.signature(module.forward).parameters:
         return module
     return Recurrent(channels, module)
+
+
+def in_fast_layout(x: Tensor, channels: int) -> Tensor:
+    """`x` in the memory order in which convolutions with so many channels are fastest on a CPU."""
+    return x.contiguous(memory_format=torch.channels_last) if channels >= _WIDE else x
 
 
 def replicate_conv(

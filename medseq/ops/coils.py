@@ -121,6 +121,20 @@ class SenseOperator:
         conjugate: Tensor = self._conjugate  # type: ignore[attr-defined]
         return self.scan((conjugate * ifft2(kspace, origin="corner", norm=self.norm)).sum(dim=1))
 
+    def normal(self, image: Complex[Tensor, "batch row col"], mask: Tensor) -> Complex[Tensor, "batch row col"]:
+        """``A^H A x`` with ``A = M F S``; a mask of whole columns costs one-dimensional transforms only.
+
+        Args:
+            image: In the image's own order.
+            mask: In the operator's order.
+        """
+        maps: Tensor = self._maps  # type: ignore[attr-defined]
+        conjugate: Tensor = self._conjugate  # type: ignore[attr-defined]
+        axes = (-1,) if mask.shape[-2] == 1 else (-2, -1)
+        kspace = torch.fft.fftn(self.corner(image)[:, None] * maps, dim=axes)
+        coils = torch.fft.ifftn(torch.where(mask, kspace, 0), dim=axes)
+        return self.scan((conjugate * coils).sum(dim=1))
+
 
 def rss(images: Tensor, dim: int = 1) -> Float[Tensor, "..."]:
     """Root sum of squares over coils: ``sqrt(sum_c |x_c|^2)``.

@@ -264,6 +264,19 @@ def test_the_gradient_of_the_data_term_matches_the_original():
     assert error(stacked, blocks["out.loglik_grad.sigma1.0"]) <= 1e-6
 
 
+@pytest.mark.parametrize("consistency", ["implicit", "explicit"])
+def test_masks_of_whole_columns_take_the_short_way_to_the_same_image(consistency, seed):
+    given = double(scan(seed)[0])
+    given["mask"] = given["mask"][:, :, :1]
+    model = CIRIM(2, 3, "gru", channels=(4, 4), data_consistency=consistency).double()
+    short = model(**given)
+    long = model(**{**given, "mask": given["mask"].expand(2, 1, 11, 14)})
+    torch.testing.assert_close(short.image, long.image)
+    # Single-row scans have no short way.
+    row = {key: value[:, :, :1] for key, value in given.items()}
+    assert model(**row).image.shape == (2, 1, 14)
+
+
 @pytest.mark.parametrize("norm", ["ortho", "backward"])
 @pytest.mark.parametrize("origin", ["centre", "corner"])
 def test_fully_sampled_data_start_at_the_image(origin, norm, seed):

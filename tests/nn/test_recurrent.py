@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from medseq.errors import InputError
-from medseq.nn.recurrent import MGU, ConvGRU, IndRNN, Recurrent, make_recurrent, replicate_conv
+from medseq.nn.recurrent import MGU, ConvGRU, IndRNN, Recurrent, in_fast_layout, make_recurrent, replicate_conv
 
 UNITS = [IndRNN, MGU, ConvGRU, lambda channels: ConvGRU(channels, reset="before")]
 
@@ -80,3 +80,27 @@ def test_edges_are_repeated(seed):
     conv = replicate_conv(5, 5, 3, dilation=2, bias=False)
     nn.init.constant_(conv.weight, 1 / 45)
     torch.testing.assert_close(conv(torch.ones(1, 5, 6, 7)), torch.ones(1, 5, 6, 7))
+
+
+@pytest.mark.parametrize("size", [(6, 7), (40, 41)])
+def test_blocks_of_pixels_give_what_the_convolutions_give(size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    unit = ConvGRU(32, reset="before")
+    nn.init.normal_(unit.ih.bias)
+    x, h = torch.randn(2, 2, 32, *size, generator=generator)
+    wide = x.contiguous(memory_format=torch.channels_last)
+    wanted = unit(x, h)[0].detach()
+    with torch.no_grad():
+        assert unit._runs_blocked(wide, h)
+        assert not unit._runs_blocked(x.contiguous(), h)
+        found = unit(wide, h)[0]
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    # Sums of 64 float32 products of order 1 in another order, and states within -1 and 1.
+    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-6 * (1 + float(wanted.abs().max())))
+    assert torch.equal(unit(wide)[0].detach(), unit(wide, torch.zeros_like(h))[0].detach())
+
+
+def test_only_wide_layers_change_their_layout():
+    x = torch.randn(1, 4, 6, 7)
+    assert in_fast_layout(x, 64).is_contiguous(memory_format=torch.channels_last)
+    assert in_fast_layout(x, 8) is x

@@ -76,6 +76,16 @@ def test_the_operator_equals_the_functions(origin, norm, generator):
     torch.testing.assert_close(operator.reduce(operator.corner(k)), sens_reduce(k, sens, origin=origin, norm=norm))
 
 
+@pytest.mark.parametrize("origin", ["centre", "corner"])
+@pytest.mark.parametrize("rows", [1, 7])
+def test_the_normal_operator_is_expand_mask_reduce(origin, rows, generator):
+    sens, x = normal(generator, 2, 3, 7, 6), normal(generator, 2, 7, 6)
+    operator = SenseOperator(sens, origin, "backward")
+    mask = torch.rand(2, 1, rows, 6, generator=generator) < 0.5
+    wanted = operator.reduce(torch.where(mask, operator.expand(x), 0))
+    torch.testing.assert_close(operator.normal(x, mask), wanted)
+
+
 def test_normalised_maps_invert_the_expansion(generator):
     sens = normal(generator, 1, 4, 9, 8)
     sens, x = sens / rss(sens)[:, None], normal(generator, 1, 9, 8)
