@@ -5,22 +5,39 @@ import os
 import platform
 import re
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from medseq import __version__
 from medseq.cli.console import AsJson, Quiet, Verbose, print_json, table
-from medseq.errors import BundleError
+from medseq.cli.operator_times import operator_times, parse_shape
+from medseq.errors import BackendError, BundleError
 
 __all__ = ["doctor", "examine"]
 
 LIBRARIES = ("torch", "numpy", "monai", "pytorch-lightning", "nibabel", "pydicom", "highdicom", "h5py", "safetensors")
 
 
-def doctor(as_json: AsJson = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+Benchmark = Annotated[bool, typer.Option("--benchmark", help="Time every implementation of every operator here.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="Where to time: cpu, cuda, cuda:1; default the first GPU.")
+]
+Shape = Annotated[str, typer.Option("--shape", help="What to time: batch,channels,length,state.")]
+
+
+def doctor(
+    benchmark: Benchmark = False,
+    device: Device = None,
+    shape: Shape = "1,192,4096,16",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
     """Show versions, devices, which implementation each operator runs and why, missing extras, and zoo integrity."""
     report = examine()
+    if benchmark:
+        report["benchmark"] = _benchmark(device, shape)
     if as_json:
         print_json(report)
     elif not quiet:
@@ -85,6 +102,16 @@ def _operators() -> list[dict[str, Any]]:
     ]
 
 
+def _benchmark(device: str | None, shape: str) -> dict[str, Any]:
+    sizes = parse_shape(shape)
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+        raise BackendError("no CUDA device", where="--device", found=device, wanted="cpu")
+    return {"device": device, "shape": list(sizes), "times": operator_times(device, sizes)}
+
+
 def _extras() -> list[dict[str, Any]]:
     """Each extra with the packages that are missing and the command that installs them."""
     try:
@@ -136,9 +163,25 @@ def _show(report: dict[str, Any]) -> None:
         [entry["operator"], entry["device"], entry["implementation"], entry["reason"]] for entry in report["operators"]
     ]
     table(["operator", "on", "runs", "because"], rows)
+    if "benchmark" in report:
+        _show_times(report["benchmark"])
     rows = [
         [entry["extra"], "complete" if not entry["missing"] else ", ".join(entry["missing"]), entry["command"] or ""]
         for entry in report["extras"]
     ]
     table(["extra", "missing", "command"], rows)
     table(["model", "state"], [[entry["name"], entry.get("reason", entry["state"])] for entry in report["zoo"]])
+
+
+def _show_times(benchmark: dict[str, Any]) -> None:
+    rows = []
+    for entry in benchmark["times"]:
+        notes = [note for note in ("auto", "fastest") if entry[note]]
+        if "failure" in entry:
+            rows.append([entry["operator"], entry["implementation"], "failed", "", entry["failure"]])
+            continue
+        times = [f"{1e3 * entry[way]:.2f} ms" for way in ("forward_seconds", "training_seconds")]
+        rows.append([entry["operator"], entry["implementation"], *times, ", ".join(notes)])
+    batch, channels, length, state = benchmark["shape"]
+    size = f"{batch} x {channels} channels x {length} tokens, state {state}, {benchmark['device']}"
+    table([size, "runs", "forward", "and backward", "auto takes / MEDSEQ_BACKEND forces"], rows)

@@ -2,12 +2,14 @@
 
 import importlib.metadata
 import json
+import os
 import shutil
 
 import pytest
 from typer.testing import CliRunner
 
 from medseq.cli import doctor as doctor_module
+from medseq.cli import operator_times
 from medseq.cli.main import app
 
 runner = CliRunner()
@@ -76,3 +78,47 @@ def test_a_changed_bundle_is_found(monkeypatch, tmp_path):
 
 def test_shipped_bundles_are_whole(report):
     assert {entry["name"]: entry["state"] for entry in report["zoo"]} == {"ct-denoise": "ok", "mr-denoise": "ok"}
+
+
+def test_the_benchmark_times_every_candidate_and_says_what_auto_takes(monkeypatch):
+    monkeypatch.setenv("MEDSEQ_BACKEND", "chunked")  # what is forced outside does not hide the other candidates
+    result = runner.invoke(app, ["doctor", "--benchmark", "--device", "cpu", "--shape", "1,4,16,2", "--json"])
+    assert result.exit_code == 0, result.output
+    benchmark = json.loads(result.stdout)["benchmark"]
+    assert (benchmark["device"], benchmark["shape"]) == ("cpu", [1, 4, 16, 2])
+    entries = {(entry["operator"], entry["implementation"]): entry for entry in benchmark["times"]}
+    for operator in ("selective_scan", "cross_selective_scan", "bi_wkv", "causal_conv1d"):
+        assert {name for kind, name in entries if kind == operator} == {"cpu", "chunked"}
+        assert entries[operator, "cpu"]["auto"]
+        assert not entries[operator, "chunked"]["auto"]
+        own = [entry for (kind, _), entry in entries.items() if kind == operator]
+        assert [entry["fastest"] for entry in own].count(True) == 1
+        assert all(0 < entry["forward_seconds"] < 60 and 0 < entry["training_seconds"] < 60 for entry in own)
+    assert os.environ["MEDSEQ_BACKEND"] == "chunked"
+    text = runner.invoke(app, ["doctor", "--benchmark", "--device", "cpu", "--shape", "1,2,4,1"]).stdout
+    assert "fastest" in text
+
+
+def test_a_benchmark_that_cannot_run_is_refused(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for arguments, message in (
+        (["--shape", "1,2,3"], "--shape: not a shape (found 1,2,3, wanted batch,channels,length,state)"),
+        (["--shape", "1,2,0,4"], "not a shape"),
+        (["--device", "cuda"], "no CUDA device"),
+    ):
+        result = runner.invoke(app, ["doctor", "--benchmark", *arguments])
+        assert result.exit_code == 2
+        assert message in " ".join(result.stderr.split())
+
+
+def test_a_candidate_that_fails_is_shown_as_failed(monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("out of registers\nand a long trace")
+
+    monkeypatch.setattr("medseq.ops.wkv.chunked.forward", broken)
+    times = operator_times.operator_times("cpu", operator_times.Sizes(1, 2, 4, 1))
+    (entry,) = [e for e in times if (e["operator"], e["implementation"]) == ("bi_wkv", "chunked")]
+    assert entry["failure"] == "out of registers"
+    assert not entry["fastest"]

@@ -18,6 +18,7 @@ __all__ = ["backward", "checkpoint_shape", "forward"]
 _PARALLEL_FROM = 1 << 15
 # Tokens between two states that `forward` keeps: kTile in csrc/selective_scan_tile.hpp.
 _TILE = 64
+KEEPS_ON_DEMAND = True  # `forward` takes `keep`
 # Going back, tasks share the channels of a group; each has its own sums for B and C, which take N / 12 of u at most.
 _MOST_PARTS = 16
 _PART_CHANNELS = 24
@@ -85,6 +86,7 @@ def forward(
     softplus: bool,
     initial_state: Tensor | None,
     reverse: bool = False,
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs the scan.
 
@@ -100,6 +102,7 @@ def forward(
         softplus: Whether `delta` goes through softplus, after the bias.
         initial_state: State before the first token, (batch, channel, state).
         reverse: Scan from the last token to the first.
+        keep: Return the states that `backward` starts from; otherwise nothing in their place.
 
     Returns:
         y (batch, channel, length), the last state (batch, channel, state) and, for `backward`, the states before every
@@ -109,7 +112,7 @@ def forward(
     batch, channels, length = u.shape
     y = u.new_empty(u.shape)
     last_state = u.new_empty(batch, channels, A.shape[1])
-    checkpoints = u.new_empty(checkpoint_shape(u, A, B, C))
+    checkpoints = u.new_empty(checkpoint_shape(u, A, B, C) if keep else 0)
     outputs = [*_rows(y), *_addresses(last_state, checkpoints)]
     _kernels().selective_scan_forward(cpu_isa(), _is_double(u), *problem.numbers(), outputs, problem.threads())
     return y, last_state, checkpoints

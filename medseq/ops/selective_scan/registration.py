@@ -91,7 +91,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         return u.new_empty(u.shape), last_state, u.new_zeros(kept, dtype=dtype)
     module = _implementation(u, A)
     converted = _converted(tuple(inputs), dtype, _half(module, dtype))
-    y, last_state, checkpoints = module.forward(*converted, reverse)
+    on_demand = {"keep": keep} if getattr(module, "KEEPS_ON_DEMAND", False) else {}
+    y, last_state, checkpoints = module.forward(*converted, reverse, **on_demand)
     if kept == (0,):
         checkpoints = u.new_empty(0, dtype=dtype)
     # Contiguous, as the fake says: compiled graphs rely on the strides.
