@@ -35,6 +35,7 @@ class Launch(NamedTuple):
     constants: dict[str, Any]
     divisible: tuple[int, ...]
     warps: int
+    most_registers: int | None
 
     @property
     def name(self) -> str:
@@ -58,7 +59,7 @@ class _Recorder:
     def __getitem__(self, grid: Any) -> Any:
         return self._launch
 
-    def _launch(self, *args: Any, num_warps: int, **constants: Any) -> None:
+    def _launch(self, *args: Any, num_warps: int, maxnreg: int | None = None, **constants: Any) -> None:
         names = self._kernel.arg_names
         values = dict(zip(names, args, strict=False)) | constants
         signature, fixed, divisible = {}, {}, []
@@ -72,7 +73,7 @@ class _Recorder:
             else:
                 signature[name] = "i32" if abs(value) < 2**31 else "i64"
                 divisible += [i] if value % 16 == 0 else []
-        self._launches.append(Launch(self._kernel, signature, fixed, tuple(divisible), num_warps))
+        self._launches.append(Launch(self._kernel, signature, fixed, tuple(divisible), num_warps, maxnreg))
 
 
 @contextmanager
@@ -111,7 +112,7 @@ def compiled(launch: Launch, architecture: str) -> Build:
         attrs={(i,): [["tt.divisibility", 16]] for i in launch.divisible},
     )
     target = GPUTarget("cuda", ARCHITECTURES[architecture], 32)
-    kernel = triton.compile(source, target=target, options={"num_warps": launch.warps})
+    kernel = triton.compile(source, target=target, options={"num_warps": launch.warps, "maxnreg": launch.most_registers})
     registers, spilled = _assembled(kernel.asm["ptx"], architecture)
     return Build(registers, kernel.metadata.shared, spilled)
 

@@ -31,14 +31,18 @@ READS_HALF = True
 
 
 class Tile(NamedTuple):
-    """Channels of a program, and its warps."""
+    """Channels of a program, its warps and the registers a thread may take.
+
+    Without that limit the assembler spills a few registers where it sees a chance of more warps per processor.
+    """
 
     dims: int
     warps: int
+    registers: int
 
 
-FORWARD = (Tile(4, 2), Tile(16, 8))
-BACKWARD = (Tile(4, 4), Tile(8, 4))
+FORWARD = (Tile(4, 2, 80), Tile(16, 8, 80))
+BACKWARD = (Tile(4, 4, 96), Tile(8, 4, 128))
 """The shipped tiles. The second reads B and C once for more channels; the first fills a GPU with a short batch."""
 
 _WIDE_FROM = 1024  # programs of the wide tile: enough for several on each of a large GPU's processors
@@ -156,14 +160,28 @@ class _Problem:
         self.tile = wide if enough else narrow
         self.blocks = triton.cdiv(per_group, self.tile.dims)
         self.programs = self.batch * self.groups * self.blocks
-        self.sizes = (self.dim, self.length, self.groups, self.blocks, self.state)
+        self.sizes = (
+            self.dim,
+            self.length,
+            self.groups,
+            self.blocks,
+            self.state,
+            self.dim,
+            self.dim,
+            self.groups,
+            1,
+            1,
+        )
         self.constants = {
             "STATES": triton.next_power_of_2(self.state),
             "DIMS": self.tile.dims,
             "CHUNK": CHUNK,
             "CONSTANT_B": Bm.dim() == 2,
             "CONSTANT_C": Cm.dim() == 2,
+            "COLUMNS": False,
+            "ADD": False,
             "num_warps": self.tile.warps,
+            "maxnreg": self.tile.registers,
         }
 
     def partial(self, x: Tensor, like: Tensor) -> Tensor:

@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from medseq.ops.selective_scan.triton_forward import place, state_of
+from medseq.ops.selective_scan.triton_forward import place, spot_of, state_of
 from medseq.ops.triton_math import LOG2E, affine, sigmoid, silu, silu_slope, softplus
 
 __all__ = ["backward_kernel"]
@@ -34,9 +34,10 @@ def _per_channel(x, at, there, TYPE: tl.constexpr):
 def backward_kernel(
     gy, glast, u, delta, A, Bm, Cm, Dskip, z, bias, checkpoints,
     gu, gdelta, gA, gB, gC, gD, gz, gbias, gstart,
-    dim, length, groups, blocks, STATE,
+    dim, length, groups, blocks, STATE, token_rows, step_rows, pairs, height, width,
     STATES: tl.constexpr, DIMS: tl.constexpr, CHUNK: tl.constexpr,
     CONSTANT_B: tl.constexpr, CONSTANT_C: tl.constexpr, SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
+    COLUMNS: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """From the last chunk to the first: the states again from the checkpoint, then their adjoints the other way.
 
@@ -64,8 +65,10 @@ def backward_kernel(
     onward: tl.constexpr = -1 if REVERSE else 1
     chunks = tl.cdiv(length, CHUNK)
     batches = tl.num_programs(0) // (blocks * groups)
-    sequence = (batch * groups + group) * STATE  # row of B and C for state 0
-    partial = sequence + block * (batches * groups * STATE)  # and of this program's gB and gC
+    sequence = (batch * pairs + group) * STATE  # row of B and C for state 0
+    partial = ((block * batches + batch) * groups + group) * STATE  # and of this program's gB and gC
+    token_row = (batch * token_rows + channel) * length
+    step_row = (batch * step_rows + channel) * length
     dt_bias = _per_channel(bias, channel + lane, there, TYPE)
     skip = _per_channel(Dskip, channel + lane, there, TYPE)
     for i in range(chunks):
@@ -73,37 +76,42 @@ def backward_kernel(
         token = chunk * CHUNK + step
         real = token < length
         valid = there[:, None] & real
-        begin = row * length + chunk * CHUNK
-        at = lane[:, None] * length + step
-        dt, _ = _step_size(delta + begin, dt_bias, at, valid, SOFTPLUS, TYPE)
-        x = dt * tl.load(u + begin + at, mask=valid, other=0.0).to(TYPE)
+        begin = 0 if COLUMNS else chunk * CHUNK
+        spot = spot_of(token, begin, height, width, COLUMNS)
+        spot_before = spot_of(token - onward, begin, height, width, COLUMNS)
+        at = lane[:, None] * length + spot
+        at_before = lane[:, None] * length + spot_before
+        at_later = lane[:, None] * length + spot_of(token + onward, begin, height, width, COLUMNS)
+        tokens, steps = token_row + begin, step_row + begin
+        dt, _ = _step_size(delta + steps, dt_bias, at, valid, SOFTPLUS, TYPE)
+        x = dt * tl.load(u + tokens + at, mask=valid, other=0.0).to(TYPE)
         # The neighbours' values are read again (from cache) instead of moved between threads.
         later = there[:, None] & (token + onward >= 0) & (token + onward < length)
-        dt_later, _ = _step_size(delta + begin, dt_bias, at + onward, later, SOFTPLUS, TYPE)
+        dt_later, _ = _step_size(delta + steps, dt_bias, at_later, later, SOFTPLUS, TYPE)
         before_real = (token - onward >= 0) & (token - onward < length)
         before = there[:, None] & before_real
-        x_before, _ = _step_size(delta + begin, dt_bias, at - onward, before, SOFTPLUS, TYPE)
-        x_before *= tl.load(u + begin + at - onward, mask=before, other=0.0).to(TYPE)
-        g = tl.load(gy + begin + at, mask=valid, other=0.0).to(TYPE)
+        x_before, _ = _step_size(delta + steps, dt_bias, at_before, before, SOFTPLUS, TYPE)
+        x_before *= tl.load(u + tokens + at_before, mask=before, other=0.0).to(TYPE)
+        g = tl.load(gy + tokens + at, mask=valid, other=0.0).to(TYPE)
         if z is not None:
-            g *= silu(tl.load(z + begin + at, mask=valid, other=0.0).to(TYPE))
+            g *= silu(tl.load(z + tokens + at, mask=valid, other=0.0).to(TYPE))
         gx = tl.zeros_like(x)  # of x = delta u
         gdt = tl.zeros_like(x)
         out = tl.zeros_like(x)
         for n in range(STATE):
             at_n = (channel + lane) * STATE + n
-            row_n = (sequence + n) * length + chunk * CHUNK
+            row_n = (sequence + n) * length + begin
             An = tl.load(A + at_n, mask=there, other=0.0)[:, None]
             if CONSTANT_B:
                 B_now = tl.load(Bm + at_n, mask=there, other=0.0)[:, None]
                 B_before = B_now
             else:
-                B_now = tl.load(Bm + row_n + step, mask=real, other=0.0)
-                B_before = tl.load(Bm + row_n + step - onward, mask=before_real, other=0.0)
+                B_now = tl.load(Bm + row_n + spot, mask=real, other=0.0)
+                B_before = tl.load(Bm + row_n + spot_before, mask=before_real, other=0.0)
             if CONSTANT_C:
                 C_now = tl.load(Cm + at_n, mask=there, other=0.0)[:, None]
             else:
-                C_now = tl.load(Cm + row_n + step, mask=real, other=0.0)
+                C_now = tl.load(Cm + row_n + spot, mask=real, other=0.0)
             h = tl.load(checkpoints + (row * chunks + chunk) * STATE + lane * chunks * STATE + n, mask=there, other=0.0)
             a = tl.exp2(dt * (An * LOG2E))
             m = a * tl.where(first, h[:, None], x_before * B_before)
@@ -121,32 +129,42 @@ def backward_kernel(
             if CONSTANT_B:
                 gB_sum += tl.where(state == n, tl.sum(adjoint * x, 1)[:, None], 0.0)
             else:
-                at_n = (partial + n) * length + chunk * CHUNK + step
+                at_n = (partial + n) * length + begin + spot
                 tl.store(gB + at_n, tl.sum(adjoint * x, 0)[None, :], mask=real)
             if CONSTANT_C:
                 gC_sum += tl.where(state == n, tl.sum(g * h, 1)[:, None], 0.0)
             else:
-                at_n = (partial + n) * length + chunk * CHUNK + step
+                at_n = (partial + n) * length + begin + spot
                 tl.store(gC + at_n, tl.sum(g * h, 0)[None, :], mask=real)
             if z is not None:
                 out += h * C_now
         # Read again rather than kept in registers over the loop.
-        x = tl.load(u + begin + at, mask=valid, other=0.0).to(TYPE)
+        x = tl.load(u + tokens + at, mask=valid, other=0.0).to(TYPE)
         gdt += gx * x
         if SOFTPLUS:
-            gdt *= sigmoid(tl.load(delta + begin + at, mask=valid, other=0.0).to(TYPE) + dt_bias)
+            gdt *= sigmoid(tl.load(delta + steps + at, mask=valid, other=0.0).to(TYPE) + dt_bias)
         gbias_sum += tl.sum(tl.where(valid, gdt, 0.0), 1)
         gD_sum += tl.sum(g * x, 1)
-        tl.store(gu + begin + at, gx * dt + skip * g, mask=valid)
-        tl.store(gdelta + begin + at, gdt, mask=valid)
+        gx = gx * dt + skip * g
+        if ADD:
+            gx += tl.load(gu + tokens + at, mask=valid, other=0.0).to(TYPE)
+        tl.store(gu + tokens + at, gx, mask=valid)
+        tl.store(gdelta + steps + at, gdt, mask=valid)
         if z is not None:
-            gate = silu_slope(tl.load(z + begin + at, mask=valid, other=0.0).to(TYPE))
-            g = tl.load(gy + begin + at, mask=valid, other=0.0).to(TYPE)
-            tl.store(gz + begin + at, (out + skip * x) * gate * g, mask=valid)
+            gate = silu_slope(tl.load(z + tokens + at, mask=valid, other=0.0).to(TYPE))
+            g = tl.load(gy + tokens + at, mask=valid, other=0.0).to(TYPE)
+            tl.store(gz + tokens + at, (out + skip * x) * gate * g, mask=valid)
     # Before the first token lies the initial state. (Padding at a reversed begin has taken that step already.)
     token = chunks * CHUNK - 1 if REVERSE else 0
     some = there[:, None] & (lane[:, None] * 0 + token < length)
-    dt, _ = _step_size(delta + row * length + token, dt_bias, lane[:, None] * length, some, SOFTPLUS, TYPE)
+    dt, _ = _step_size(
+        delta + step_row,
+        dt_bias,
+        lane[:, None] * length + spot_of(token, 0, height, width, COLUMNS),
+        some,
+        SOFTPLUS,
+        TYPE,
+    )
     a = tl.exp2(dt * tl.load(A + channel * STATE + state_at, mask=state_there, other=0.0) * LOG2E)
     tl.store(gstart + row * STATE + state_at, a * adjoints, mask=state_there)
     tl.store(gA + row * STATE + state_at, gA_sum, mask=state_there)
