@@ -1,5 +1,6 @@
 """The configurations of medseq's Triton kernels that benchmarks/triton_report.py compiles and counts."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -24,11 +25,13 @@ class Case(NamedTuple):
 
     def calls(self) -> dict[str, tuple[Any, ...]]:
         """Function to arguments. The values do not matter."""
-        return {"selective_scan": _scan, "wkv": _wkv, "causal_conv1d": _convolution}[self.operator](self)
+        make = {"selective_scan": _scan, "wkv": _wkv, "causal_conv1d": _convolution, "cross_scan": _cross}
+        calls = make[self.operator](self)
+        return {"forward": calls["forward"]} if "forward only" in self.options else calls
 
     def elements(self) -> int:
         """Numbers in the main input."""
-        return self.sizes[0] * self.sizes[1] * self.sizes[2]
+        return math.prod(self.sizes[:4] if self.operator == "cross_scan" else self.sizes[:3])
 
 
 def _scan(case: Case) -> dict[str, tuple[Any, ...]]:
@@ -58,6 +61,16 @@ def _convolution(case: Case) -> dict[str, tuple[Any, ...]]:
     return {"forward": inputs, "backward": (token.clone(), *inputs)}
 
 
+def _cross(case: Case) -> dict[str, tuple[Any, ...]]:
+    batch, channels, rows, cols, state = case.sizes
+    image = torch.zeros(batch, channels, rows, cols, dtype=case.dtype)
+    steps = torch.zeros(batch, 4, channels, rows, cols, dtype=case.dtype)
+    B = torch.zeros(batch, 4, state, rows, cols, dtype=case.dtype)
+    vector = torch.zeros(4 * channels)
+    inputs = (image, steps, torch.zeros(4 * channels, state), B, B.clone(), vector, vector.clone(), True)
+    return {"forward": (*inputs, "cross"), "backward": (image.clone(), *inputs, torch.zeros(0), "cross")}
+
+
 CASES: tuple[Case, ...] = (
     Case("selective_scan", "narrow, N 16", (1, 1024, 10000, 16)),
     Case("selective_scan", "narrow, N 16, z", (1, 1024, 10000, 16), options="gate"),
@@ -79,10 +92,21 @@ CASES: tuple[Case, ...] = (
     Case("causal_conv1d", "K 4, silu, state", (1, 1024, 10000), options="start"),
     Case("causal_conv1d", "K 4, silu, any length", (1, 1023, 9999), options="start"),
     Case("causal_conv1d", "K 4, silu, bfloat16", (1, 1024, 10000), BF16),
+    Case("cross_scan", "64 x 64, N 16", (8, 96, 64, 64, 16)),
+    Case("cross_scan", "64 x 64, N 16, bfloat16", (8, 96, 64, 64, 16), BF16, "forward only"),
+    Case("cross_scan", "56 x 56, N 1", (8, 96, 56, 56, 1)),
+    Case("cross_scan", "61 x 59, N 16", (8, 96, 61, 59, 16), options="forward only"),
+    Case("cross_scan", "28 x 28, N 1", (8, 192, 28, 28, 1), options="forward only"),
+    Case("cross_scan", "14 x 14, N 16", (8, 384, 14, 14, 16), options="forward only"),
+    Case("cross_scan", "7 x 7, N 1", (8, 768, 7, 7, 1), options="forward only"),
+    Case("cross_scan", "128 x 128, N 16", (8, 192, 128, 128, 16)),
     # Small enough for the interpreter, of the same tiles.
     Case("selective_scan", "narrow, N 16", (1, 4, 128, 16), counted=True),
     Case("selective_scan", "wide, N 16", (1, 16, 128, 16), settings=(("_WIDE_FROM", 0),), counted=True),
     Case("selective_scan", "wide, N 1", (1, 16, 128, 1), settings=(("_WIDE_FROM", 0),), counted=True),
     Case("wkv", "exact", (1, 128, 16), counted=True),
     Case("causal_conv1d", "K 4, silu", (1, 1, 1024), counted=True),
+    Case("cross_scan", "64 x 64, N 16", (1, 1, 64, 64, 16), options="forward only", counted=True),
+    Case("cross_scan", "56 x 56, N 1", (1, 1, 56, 56, 1), options="forward only", counted=True),
+    Case("cross_scan", "walked, N 16", (1, 4, 32, 32, 16), settings=(("TOKENS", 0),), counted=True),
 )

@@ -62,17 +62,18 @@ class _Recorder:
     def _launch(self, *args: Any, num_warps: int, maxnreg: int | None = None, **constants: Any) -> None:
         names = self._kernel.arg_names
         values = dict(zip(names, args, strict=False)) | constants
+        loose = {parameter.name for parameter in self._kernel.params if parameter.do_not_specialize}
         signature, fixed, divisible = {}, {}, []
         for i, name in enumerate(names):
             value = values[name]
             if isinstance(value, Tensor):
                 signature[name] = _POINTERS[value.dtype]
                 divisible.append(i)
-            elif name in constants or value is None or value == 1:
+            elif name in constants or value is None or (value == 1 and name not in loose):
                 signature[name], fixed[name] = "constexpr", value
             else:
                 signature[name] = "i32" if abs(value) < 2**31 else "i64"
-                divisible += [i] if value % 16 == 0 else []
+                divisible += [i] if value % 16 == 0 and name not in loose else []
         self._launches.append(Launch(self._kernel, signature, fixed, tuple(divisible), num_warps, maxnreg))
 
 
@@ -112,7 +113,9 @@ def compiled(launch: Launch, architecture: str) -> Build:
         attrs={(i,): [["tt.divisibility", 16]] for i in launch.divisible},
     )
     target = GPUTarget("cuda", ARCHITECTURES[architecture], 32)
-    kernel = triton.compile(source, target=target, options={"num_warps": launch.warps, "maxnreg": launch.most_registers})
+    kernel = triton.compile(
+        source, target=target, options={"num_warps": launch.warps, "maxnreg": launch.most_registers}
+    )
     registers, spilled = _assembled(kernel.asm["ptx"], architecture)
     return Build(registers, kernel.metadata.shared, spilled)
 

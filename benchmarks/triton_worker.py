@@ -19,8 +19,8 @@ from torch import Tensor
 
 __all__ = ["Interpreter", "Traffic"]
 
-Traffic = dict[str, tuple[float, float]]
-"""By argument: bytes that all programs load or store, and those counted once per program however often it returns."""
+Traffic = dict[str, tuple[int, int, int]]
+"""By argument: bytes that all programs load or store; an address counted once per program; and once in all."""
 
 
 class Interpreter:
@@ -35,9 +35,9 @@ class Interpreter:
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown()
 
-    def call(self, operator: str, function: str, *args: Any) -> Any:
-        """The result of the function."""
-        return self._pool.submit(_call, operator, function, args).result()
+    def call(self, operator: str, function: str, *args: Any, settings: dict[str, Any] | None = None) -> Any:
+        """The result of the function; `settings` replaces module constants."""
+        return self._pool.submit(_call, operator, function, args, settings or {}).result()
 
     def traffic(
         self, operator: str, function: str, *args: Any, settings: dict[str, Any] | None = None
@@ -55,8 +55,14 @@ def _start() -> None:
     interpreter.ScanOps.generic_scan = _scan_by_slices
 
 
-def _call(operator: str, function: str, args: tuple[Any, ...]) -> Any:
-    return getattr(import_module(f"medseq.ops.{operator}.triton"), function)(*args)
+def _call(operator: str, function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> Any:
+    module = import_module(f"medseq.ops.{operator}.triton")
+    before = {name: getattr(module, name) for name in settings}
+    try:
+        vars(module).update(settings)
+        return getattr(module, function)(*args)
+    finally:
+        vars(module).update(before)
 
 
 def _scan_by_slices(scan: Any, inputs: list[Any]) -> list[Any]:
@@ -73,14 +79,9 @@ def _scan_by_slices(scan: Any, inputs: list[Any]) -> list[Any]:
 
 
 def _traffic(operator: str, function: str, args: tuple[Any, ...], settings: dict[str, Any]) -> dict[str, Traffic]:
-    module, counter = import_module(f"medseq.ops.{operator}.triton"), _Counter()
-    before = {name: getattr(module, name) for name in settings}
-    try:
-        vars(module).update(settings)
-        with counter.installed():
-            _call(operator, function, args)
-    finally:
-        vars(module).update(before)
+    counter = _Counter()
+    with counter.installed():
+        _call(operator, function, args, settings)
     return counter.result()
 
 
@@ -117,12 +118,14 @@ class _Counter:
             self.touched[(*key, program)].append(addresses[which == i])
 
     def result(self) -> dict[str, Traffic]:
-        unique: Counter[tuple[str, str]] = Counter()
+        programs: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
         for (kernel, name, _), parts in self.touched.items():
-            unique[kernel, name] += len(np.unique(np.concatenate(parts))) * self.sizes[kernel, name]
+            programs[kernel, name].append(np.unique(np.concatenate(parts)))
         counted: dict[str, Traffic] = defaultdict(dict)
-        for (kernel, name), size in self.issued.items():
-            counted[kernel][name] = (size, unique[kernel, name])
+        for (kernel, name), parts in programs.items():
+            once = sum(map(len, parts)) * self.sizes[kernel, name]
+            in_all = len(np.unique(np.concatenate(parts))) * self.sizes[kernel, name]
+            counted[kernel][name] = (self.issued[kernel, name], once, in_all)
         return dict(counted)
 
     @contextmanager

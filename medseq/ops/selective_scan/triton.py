@@ -20,7 +20,7 @@ from torch import Tensor
 from medseq.ops.selective_scan.triton_backward import backward_kernel
 from medseq.ops.selective_scan.triton_forward import forward_kernel
 
-__all__ = ["BACKWARD", "CHUNK", "FORWARD", "READS_HALF", "Tile", "backward", "checkpoint_shape", "forward"]
+__all__ = ["BACKWARD", "CHUNK", "FORWARD", "Problem", "READS_HALF", "Tile", "backward", "checkpoint_shape", "forward"]
 
 CHUNK = 32
 """Tokens between two saved states: checkpoints take state / 32 of the size of u."""
@@ -87,7 +87,7 @@ def forward(
     checkpoints = A.new_empty(checkpoint_shape(u, A, Bm, Cm))
     u, delta, A, Bm, Cm = (x.contiguous() for x in (u, delta, A, Bm, Cm))
     y = torch.empty_like(u)
-    problem = _Problem(u, A, Bm, Cm, FORWARD)
+    problem = Problem(u, A, Bm, Cm, FORWARD)
     with torch.cuda.device_of(u):
         forward_kernel[(problem.programs,)](
             *(u, delta, A, Bm, Cm, _dense(Dskip), _dense(z), _dense(delta_bias), _dense(initial_state)),
@@ -122,7 +122,7 @@ def backward(
     if checkpoints.shape != checkpoint_shape(u, A, Bm, Cm):  # not kept, or by another implementation
         checkpoints = forward(u, delta, A, Bm, Cm, Dskip, z, delta_bias, softplus, initial_state, reverse)[2]
     u, delta, A, Bm, Cm, gy = (x.contiguous() for x in (u, delta, A, Bm, Cm, gy))
-    problem = _Problem(u, A, Bm, Cm, BACKWARD)
+    problem = Problem(u, A, Bm, Cm, BACKWARD)
     gu, gdelta = torch.empty_like(u), torch.empty_like(delta)
     gz = None if z is None else torch.empty_like(u)
     # Partial sums, one per program: added up below in a fixed order.
@@ -147,7 +147,7 @@ def _dense(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-class _Problem:
+class Problem:
     """Sizes and compile-time constants of one launch."""
 
     def __init__(self, u: Tensor, A: Tensor, Bm: Tensor, Cm: Tensor, tiles: tuple[Tile, ...]) -> None:
