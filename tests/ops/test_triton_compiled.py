@@ -7,7 +7,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("operator", ["selective_scan", "wkv"])
+@pytest.mark.parametrize("operator", ["selective_scan", "wkv", "causal_conv1d", "cross_scan"])
 def test_kernels_compile_within_the_limits(repo_root, tmp_path, operator):
     # In a process of its own, with an empty cache: the compiler and the interpreter exclude each other.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TRITON_")}
@@ -16,7 +16,7 @@ def test_kernels_compile_within_the_limits(repo_root, tmp_path, operator):
     done = subprocess.run([sys.executable, *command], cwd=repo_root, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line.split() for line in done.stdout.splitlines() if " registers " in line]
-    kernels = {"selective_scan": 2, "wkv": 5, "causal_conv1d": 2, "cross_scan": 4}
+    kernels = {"selective_scan": 2, "wkv": 5, "causal_conv1d": 2, "cross_scan": 1}
     assert len(lines) == kernels[operator], done.stdout
     for words in lines:
         assert int(words[words.index("registers") - 1]) <= 128
