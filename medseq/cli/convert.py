@@ -52,7 +52,11 @@ def convert(
     model = reference.load(source, state, arguments)
     kind = type(model)
     if not hasattr(model, "init_args"):
-        raise BundleError("only whole networks become bundles", found=kind.__name__, remedy="give the whole state dict")
+        raise BundleError(
+            "only whole networks become bundles",
+            found=kind.__name__,
+            remedy="give the whole state dict; layers load by medseq.inference.reference",
+        )
     content = {
         "name": name or out.resolve().name,
         "version": "1.0",

@@ -130,8 +130,8 @@ def test_half_precision_and_autocast(layer, dtype, draw):
         y = layer(x)
     y.float().sum().backward()
     assert y.dtype == dtype
-    # Eight bits of mantissa, through three matrix products.
-    assert (y.float() - wanted).abs().max() < 0.03 * wanted.abs().max()
+    # Eight bits of mantissa, 0.4 % each, through three matrix products and the convolution.
+    assert (y.float() - wanted).abs().max() < 0.05 * wanted.abs().max()
     half = layer.to(dtype)
     y, state = half.stream(x.to(dtype))
     assert (y.dtype, state.conv.dtype, state.ssm.dtype) == (dtype, dtype, torch.float32)
