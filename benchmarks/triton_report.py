@@ -156,27 +156,37 @@ def markdown(builds: list[Row], traffic: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write(operators: list[str], rows: dict[str, list[Row]]) -> None:
+    """Replaces the rows of these operators in the results."""
+    path = RESULTS / "triton_report.json"
+    kept: dict[str, list[Row]] = json.loads(path.read_text()) if path.exists() else {"builds": [], "traffic": []}
+    for kind, new in rows.items():
+        kept[kind] = sorted(
+            [r for r in kept[kind] if r["operator"] not in operators] + new, key=lambda r: r["operator"]
+        )
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+    (RESULTS / "triton_report.md").write_text(markdown(kept["builds"], kept["traffic"]))
+
+
 def main() -> int:
     """Compiles, counts, writes and judges."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--operator", help="only this one; nothing is written")
+    parser.add_argument("--operator", help="only this one; its rows of the results are replaced")
     parser.add_argument("--quick", action="store_true", help="the first case of each operator; nothing is written")
     parser.add_argument("--architecture", choices=list(ARCHITECTURES), help="only this one; nothing is written")
     chosen = parser.parse_args()
     cases = [case for case in CASES if chosen.operator in (None, case.operator)]
+    operators = list(dict.fromkeys(case.operator for case in cases))
     if chosen.quick:
-        cases = [
-            next(c for c in cases if c.operator == operator) for operator in dict.fromkeys(c.operator for c in cases)
-        ]
+        cases = [next(c for c in cases if c.operator == operator) for operator in operators]
     builds = build_rows(
         [case for case in cases if not case.counted],
         [chosen.architecture] if chosen.architecture else list(ARCHITECTURES),
     )
     traffic = traffic_rows([case for case in cases if case.counted])
-    if not (chosen.operator or chosen.quick or chosen.architecture):
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "triton_report.json").write_text(json.dumps({"builds": builds, "traffic": traffic}, indent=1) + "\n")
-        (RESULTS / "triton_report.md").write_text(markdown(builds, traffic))
+    if not (chosen.quick or chosen.architecture):
+        write(operators, {"builds": builds, "traffic": traffic})
     failed = failures(builds, traffic)
     print("\n".join(["", "Not met:", *failed] if failed else ["", "every limit is met"]))
     return 1 if failed else 0

@@ -77,6 +77,18 @@ def test_float32_is_as_exact_as_plain_torch(interpreter, normal, tokens):
         assert_as_exact_as(a, b, c)
 
 
+@pytest.mark.parametrize("tokens", [4096, 0], ids=["in registers", "walked"])
+def test_half_precision_tokens_are_read_as_they_are(interpreter, normal, tokens):
+    args, gy = problem(normal, (1, 2, 3, 4), 2)
+    half = [x.half() if i in (0, 1, 3, 4) else x for i, x in enumerate(cast(args, torch.float32))]
+    got = interpreted(interpreter, half, gy.half(), TOKENS=tokens)
+    # The four directions of gx are added up in float32; the registration rounds the sum.
+    assert [x.dtype for x in got[:4]] == [torch.float16, torch.float32, torch.float16, torch.float32]
+    for a, b in zip(got, reference(cast(half, torch.float64), gy.half().double()), strict=True):
+        rounding = 2**-10 if a.dtype == torch.float16 else 1e-5  # of the result only
+        assert (a.double() - b).abs().max() <= rounding * b.abs().max()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(2, 24, 56, 56), (1, 8, 100, 90)], ids=["in registers", "walked"])
 def test_on_a_gpu(normal, shape):

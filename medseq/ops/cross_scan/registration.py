@@ -40,8 +40,19 @@ def _implementation(x: Tensor, A: Tensor) -> ModuleType:
     return load("cross_selective_scan", x.device.type) if A.shape[1] else naive
 
 
-def _converted(inputs: tuple[Any, ...], dtype: torch.dtype) -> list[Any]:
-    return [x.to(dtype).contiguous() if isinstance(x, Tensor) else x for x in inputs]
+def _converted(inputs: tuple[Any, ...], dtype: torch.dtype, half: tuple[int, ...] = ()) -> list[Any]:
+    """All tensors in one dtype, but half precision kept at the places `half`."""
+    out = []
+    for i, x in enumerate(inputs):
+        if isinstance(x, Tensor):
+            x = x.to(x.dtype if i in half and x.dtype.itemsize == 2 else dtype).contiguous()
+        out.append(x)
+    return out
+
+
+def _half(module: ModuleType, dtype: torch.dtype) -> tuple[int, ...]:
+    """Places of x, delta, B and C if the kernel converts what it reads, which spares copies in float32."""
+    return (0, 1, 3, 4) if getattr(module, "READS_HALF", False) and dtype == torch.float32 else ()
 
 
 def _checkpoint_shape(keep: bool, x: Tensor, A: Tensor) -> tuple[int, ...]:
@@ -56,7 +67,8 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     dtype = _compute_dtype(arguments)
     if x.numel() == 0:
         return x.new_empty(x.shape), x.new_empty(0, dtype=dtype)
-    module, converted = _implementation(x, A), _converted(tuple(inputs), dtype)
+    module = _implementation(x, A)
+    converted = _converted(tuple(inputs), dtype, _half(module, dtype))
     checkpoints = x.new_empty(0, dtype=dtype)
     if _checkpoint_shape(keep, x, A) != (0,):
         y, checkpoints = module.forward(*converted, directions)
@@ -76,8 +88,10 @@ def _backward(gy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         gradients: Any = [None if t is None else torch.zeros_like(t) for t in tensors]
     else:
         dtype = checkpoints.dtype
-        converted = _converted((gy, *inputs), dtype)
-        gradients = _implementation(x, A).backward(*converted, checkpoints, directions)
+        module = _implementation(x, A)
+        half = _half(module, dtype)
+        converted = [*_converted((gy,), dtype, half[:1]), *_converted(tuple(inputs), dtype, half)]
+        gradients = module.backward(*converted, checkpoints, directions)
     # An operator returns tensors only: an empty one stands for the gradient of what was not given.
     pairs = zip(gradients, tensors, strict=True)
     return tuple(x.new_empty(0) if t is None else g.to(t.dtype).contiguous() for g, t in pairs)

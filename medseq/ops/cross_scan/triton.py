@@ -57,16 +57,17 @@ def forward(
         softplus: Whether delta is passed through softplus after adding the bias.
         directions: A key of `ORDERS`.
     """
-    y = torch.empty_like(x)
     rows, cols = (triton.next_power_of_2(size) for size in x.shape[2:])
     inputs = (x, delta, A, B, C, D, delta_bias)
     with torch.cuda.device_of(x):
         if rows * cols <= TOKENS:
+            y = torch.empty_like(x)
             _scan_image(inputs, y, softplus, directions, (rows, cols))
         else:
+            y = torch.empty_like(x, dtype=A.dtype)  # in which the directions are added up
             for k in range(4):
                 _walk(inputs, k, y, softplus, directions, add=k > 0)
-    return y, A.new_empty(0)
+    return y.to(x.dtype), A.new_empty(0)
 
 
 def backward(
@@ -84,12 +85,12 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, delta, A, B, C, D and delta_bias; None where the input is None."""
     inputs = (x, delta, A, B, C, D, delta_bias)
-    gx, gdelta = torch.empty_like(x), torch.empty_like(delta)
+    gx, gdelta = torch.empty_like(x, dtype=A.dtype), torch.empty_like(delta)
     gA, gB, gC = (A.new_empty(like.shape) for like in (A, B, C))
     gD, gbias = (None if like is None else A.new_empty(like.shape) for like in (D, delta_bias))
     with torch.cuda.device_of(x):
         for k in range(4):
-            # The output of this direction alone is not needed: gx has its size and is written afterwards, or a spare.
+            # The output of one direction alone is not needed.
             states = _walk(inputs, k, torch.empty_like(x), softplus, directions, add=False)
             sums = _walk_back(gy, inputs, k, states, (gx, gdelta), softplus, directions)
             part = slice(k * x.shape[1], (k + 1) * x.shape[1])
