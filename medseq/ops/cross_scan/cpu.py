@@ -1,7 +1,7 @@
 """The cross scan by the fused kernel (csrc/cross_scan.cpp): float32 or float64 tensors in CPU memory.
 
 All inputs have one dtype, are contiguous and in the order of the image; so are all results. No copy of x, delta or y is
-made; B and C of the two directions down the columns are transposed once for all channels.
+made; B and C are brought into tiles of each direction's order once for all channels.
 """
 
 from types import ModuleType
@@ -51,15 +51,15 @@ class _Problem(NamedTuple):
         wide = max(self.A.shape[1], 16)
         return max(1, min(_MOST_PARTS, self.x.shape[1] * 16 // (_PART_CHANNELS * wide)))
 
-    def numbers(self, turned: Tensor) -> tuple[list[int], list[int], list[int]]:
+    def numbers(self, packed: Tensor) -> tuple[list[int], list[int], list[int]]:
         sizes = [*self.x.shape, self.A.shape[1], self.parts]
         flags = [int(self.softplus), *(int(flag) for order in ORDERS[self.directions] for flag in order)]
-        return sizes, flags, _addresses(*self[:7], turned)
+        return sizes, flags, _addresses(*self[:7], packed)
 
-    def turned(self) -> Tensor:
-        """Memory for B and C of the directions that go down the columns."""
-        count = sum(columns for columns, _ in ORDERS[self.directions])
-        return self.B.new_empty(count * self.B.numel() // 2)
+    def packed(self, copies: int) -> Tensor:
+        """Working memory for B and C of every direction, cut into tiles."""
+        batch, directions, tiles, states, _ = checkpoint_shape(self.x, self.A)
+        return self.B.new_empty(2 * copies, batch, directions, tiles, states, _TILE)
 
     def threads(self) -> int:
         work = 4 * self.x.numel() * max(self.A.shape[1], 1)
@@ -135,22 +135,21 @@ def backward(
     gx, gdelta, gB, gC = (t.new_empty(t.shape) for t in (x, delta, B, C))
     # One row for every batch item; adding the rows in order makes sums independent of threads.
     gA, gD, gbias = (None if t is None else t.new_empty(x.shape[0], *t.shape) for t in (A, D, delta_bias))
-    shares = B.new_empty(2 * problem.parts * B.numel())
-    turned = problem.turned()
+    shares, packed = problem.packed(problem.parts), problem.packed(1)
     incoming = _addresses(gy, checkpoints)
     outputs = _addresses(gx, gdelta, gA, gB, gC, gD, gbias, shares)
     _kernels().cross_scan_backward(
-        cpu_isa(), x.dtype == torch.float64, *problem.numbers(turned), incoming, outputs, problem.threads()
+        cpu_isa(), x.dtype == torch.float64, *problem.numbers(packed), incoming, outputs, problem.threads()
     )
     gA, gD, gbias = (None if t is None else t.sum(0) for t in (gA, gD, gbias))
     return gx, gdelta, gA, gB, gC, gD, gbias
 
 
 def _forward(problem: _Problem, checkpoints: Tensor | None) -> Tensor:
-    x, turned = problem.x, problem.turned()
+    x, packed = problem.x, problem.packed(1)
     y = x.new_empty(x.shape)
     _kernels().cross_scan_forward(
-        *(cpu_isa(), x.dtype == torch.float64, *problem.numbers(turned)),
+        *(cpu_isa(), x.dtype == torch.float64, *problem.numbers(packed)),
         *(_addresses(y, checkpoints), problem.threads()),
     )
     return y

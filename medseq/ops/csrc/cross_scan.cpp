@@ -1,6 +1,6 @@
 // The fused cross scan forward. Threads share the channels; each takes one block of channels through all directions.
 
-#include "cross_scan_image.hpp"
+#include "cross_scan_tokens.hpp"
 
 namespace medseq {
 namespace MEDSEQ_ISA {
@@ -20,6 +20,14 @@ template <class S> class Forward {
     return 2 * image.plane() + image.strip_tokens() + 3 * kTile + p.states;
   }
 
+  // One row of B or C.
+  void prepare(int64_t task) {
+    arena.rewind();
+    V *work = arena.take(image.plane());
+    pack(p, image, task, reinterpret_cast<S *>(arena.take(image.strip_tokens())), work);
+  }
+
+  // One block of channels of one batch item.
   void run(int64_t batch, int64_t block) {
     const Place at = block_place<S>(p, batch, block);
     arena.rewind();
@@ -54,8 +62,7 @@ template <class S> class Forward {
       for (int64_t t = 0; t < s.count; t += kTile) {
         if (out.checkpoints) save(at, k, s.tile + t / kTile);
         const int64_t count = s.count - t < kTile ? s.count - t : kTile;
-        if (reverse) advance<-1>(q, at, k, s.first + t, count, strip + t);
-        else advance<1>(q, at, k, s.first + t, count, strip + t);
+        advance(q, at, k, s.first + t, count, s.tile + t / kTile, strip + t);
       }
     }
   }
@@ -65,18 +72,15 @@ template <class S> class Forward {
     for (int64_t n = 0; n < p.states; ++n) store(to + n * p.channels, h[n], at.lanes);
   }
 
-  template <int Step>
-  void advance(const Parameters<S> &q, const Place &at, int k, int64_t t0, int64_t count, V *dt) {
-    const Walk walk = image.plane_walk(p.columns[k], Step < 0);
-    const int64_t first = Step < 0 ? image.size - 1 - t0 : t0;
+  void advance(const Parameters<S> &q, const Place &at, int k, int64_t t0, int64_t count, int64_t tile, V *dt) {
+    const Walk walk = image.plane_walk(p.columns[k], p.reverse[k]);
     gather(walk, t0, count, x_plane, u);
     const bool safe = p.softplus ? step_sizes<S, true>(q, count, u, dt, x, 0)
                                  : step_sizes<S, false>(q, count, u, dt, x, 0);
-    const Tile<S> tile = {count, dt, x, safe};
-    const Tokens<S, Step> b = {ordered_rows<S>(p, 0, at.batch, k) + first, image.size, 0};
-    const Tokens<S, Step> c = {ordered_rows<S>(p, 1, at.batch, k) + first, image.size, 0};
+    const S *b = tiles_of<S>(p.packed, p, image, at.batch, k) + tile * p.states * kTile;
+    const S *c = tiles_of<S>(p.packed, p, image, p.batch + at.batch, k) + tile * p.states * kTile;
     zero(y, count);
-    forward_tile<S>(tile, p.states, q.rate, h, b, c, y);
+    run_tile<S>({count, dt, x, safe}, p.states, q.rate, h, b, c, y);
     scatter_add(walk, t0, count, y_plane, y);
   }
 };
@@ -90,7 +94,8 @@ template <class S> int forward(const CrossScanProblem &p, const CrossScanResult 
     Forward<S> work(p, out);
     failed = work.failed();
 #pragma omp for schedule(static)
-    for (int64_t task = 0; task < p.batch * p.states; ++task) turn<S>(p, task);
+    for (int64_t task = 0; task < TokenRow::count(p); ++task)
+      if (!failed) work.prepare(task);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < p.batch * blocks; ++task)
       if (!failed) work.run(task / blocks, task % blocks);

@@ -11,21 +11,21 @@ constexpr int kDirections = 4;
 // channel, row, col); A: (4 channel, state); B, C: (batch, 4, state, row, col); D, delta_bias: (4 channel,), may be null.
 struct CrossScanProblem {
   int64_t batch, channels, rows, cols, states;
-  int64_t parts;                                     // of the channels, going back only
-  bool columns[kDirections], reverse[kDirections];   // down the columns? from the last token to the first?
+  int64_t parts;                                   // of the channels, going back only
+  bool columns[kDirections], reverse[kDirections]; // down the columns? from the last token to the first?
   const void *x, *delta, *A, *B, *C, *D, *delta_bias;
-  void *turned; // working memory, 4 batch state row col: B and C of the directions that go down the columns, transposed
+  void *packed; // working memory, (2, batch, 4, tile, state, 64): B and C as the scans meet them
   bool softplus;
   int threads;
 };
 
-// checkpoints, may be null: the states before every tile of tokens, (batch, 4, cross_scan_tiles, state, channel).
+// checkpoints, may be null: the states before every tile of tokens, (batch, 4, tile, state, channel).
 struct CrossScanResult {
   void *y, *checkpoints;
 };
 
 // x, delta, B, C as in the problem; A (batch, 4 channel, state), D and delta_bias (batch, 4 channel) by item, so
-// that sums do not depend on the number of threads. `shares` is working memory, (2, batch, part, 4, state, row, col).
+// that sums do not depend on the number of threads. `shares` is working memory, (2, batch, part, 4, tile, state, 64).
 struct CrossScanGradient {
   const void *gy, *checkpoints;
   void *x, *delta, *A, *B, *C, *D, *delta_bias, *shares;

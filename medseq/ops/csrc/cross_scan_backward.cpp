@@ -5,31 +5,11 @@
 // channels one after the other and adds to its own share. Which blocks belong to a task depends on the problem alone, so
 // the result does not depend on the number of threads.
 
-#include "cross_scan_image.hpp"
+#include "cross_scan_tokens.hpp"
 
 namespace medseq {
 namespace MEDSEQ_ISA {
 namespace {
-
-// Sums over lanes of V[count], `side` tokens at a time; calls put(t, sum).
-template <class S, class Put> MEDSEQ_INLINE void lane_sums(const typename Simd<S>::V *in, int64_t count, const Put &put) {
-  typedef typename Simd<S>::V V;
-  constexpr int side = Square<S>::side, parts = Lanes<S>::count / side;
-  for (int64_t t = 0; t < count; t += side) {
-    V r[side];
-    for (int i = 0; i < side; ++i) r[i] = in[t + i];
-    transpose(r);
-    V sum = r[0];
-    for (int i = 1; i < side; ++i) sum += r[i];
-    S part[Lanes<S>::count];
-    memcpy(part, &sum, sizeof(sum));
-    for (int i = 0; i < side && t + i < count; ++i) {
-      S total = part[i];
-      for (int j = 1; j < parts; ++j) total += part[i + side * j];
-      put(t + i, total);
-    }
-  }
-}
 
 template <class S> class Backward {
  public:
@@ -43,7 +23,18 @@ template <class S> class Backward {
   static int64_t vectors(const CrossScanProblem &p) {
     const Image<S> image(p);
     return 3 * image.plane() + image.strip_tokens() + 6 * kTile + 2 * kTogether * (kTile + 1) + 3 * p.states +
-           2 * p.states * kTile;
+           2 * kTogether * kTile;
+  }
+
+  // One row of B or C, before and after all channels.
+  void prepare(int64_t task) {
+    arena.rewind();
+    V *work = arena.take(image.plane());
+    pack(p, image, task, reinterpret_cast<S *>(arena.take(image.strip_tokens())), work);
+  }
+  void join(int64_t task) {
+    arena.rewind();
+    unpack(p, g, image, task, reinterpret_cast<S *>(arena.take(image.strip_tokens())));
   }
 
   // One part of the channels of one batch item.
@@ -57,8 +48,8 @@ template <class S> class Backward {
     for (V **tile : tiles) *tile = arena.take(kTile);
     decay = arena.take(kTogether * (kTile + 1)), state = arena.take(kTogether * (kTile + 1));
     start = arena.take(p.states), gh = arena.take(p.states), grate = arena.take(p.states);
-    sum_b = arena.take(p.states * kTile), sum_c = arena.take(p.states * kTile);
-    zero(sum_b, p.states * kTile), zero(sum_c, p.states * kTile);
+    sum_b = arena.take(kTogether * kTile), sum_c = arena.take(kTogether * kTile);
+    zero(sum_b, kTogether * kTile), zero(sum_c, kTogether * kTile);
     share = batch * p.parts + part;
     for (int64_t i = all * part / p.parts; i < all * (part + 1) / p.parts; ++i) {
       is_first = i == all * part / p.parts;
@@ -116,32 +107,43 @@ template <class S> class Backward {
                          checkpoint_offset<S>(p, image, at, k, s.tile + t / kTile);
         for (int64_t n = 0; n < p.states; ++n) start[n] = load(saved + n * p.channels, at.lanes);
         const int64_t count = s.count - t < kTile ? s.count - t : kTile;
-        if (reverse) retreat<-1>(q, at, k, s.first + t, count, strip + t);
-        else retreat<1>(q, at, k, s.first + t, count, strip + t);
+        retreat(q, at, k, s.first + t, count, s.tile + t / kTile, strip + t);
       }
       image.store_strip(s, columns, reverse, static_cast<S *>(g.delta) + delta, at.lanes, strip);
     }
   }
 
   // One tile; dt becomes the gradient of delta.
-  template <int Step>
-  void retreat(const Parameters<S> &q, const Place &at, int k, int64_t t0, int64_t count, V *dt) {
-    const Walk walk = image.plane_walk(p.columns[k], Step < 0);
-    const int64_t first = Step < 0 ? image.size - 1 - t0 : t0;
+  void retreat(const Parameters<S> &q, const Place &at, int k, int64_t t0, int64_t count, int64_t number, V *dt) {
+    const Walk walk = image.plane_walk(p.columns[k], p.reverse[k]);
     gather(walk, t0, count, x_plane, u);
     gather(walk, t0, count, gy_plane, gy);
     const bool safe = p.softplus ? step_sizes<S, true>(q, count, u, dt, x, slope)
                                  : step_sizes<S, false>(q, count, u, dt, x, 0);
     const Tile<S> tile = {count, dt, x, safe};
-    const Tokens<S, Step> b = {ordered_rows<S>(p, 0, at.batch, k) + first, image.size, sum_b};
-    const Tokens<S, Step> c = {ordered_rows<S>(p, 1, at.batch, k) + first, image.size, sum_c};
     zero(gx, count), zero(ga, count);
-    const TileGradient<S> gradient = {gy, gx, ga, 0, decay, state};
-    backward_tile<S>(tile, gradient, p.states, q.rate, start, gh, grate, b, c);
+    states(tile, q, at.batch, k, number);
     finish(count, dt);
     scatter_add(walk, t0, count, gx_plane, gx);
-    add_up<Step>(sum_b, 0, k, first, count);
-    add_up<Step>(sum_c, 1, k, first, count);
+  }
+
+  // All states of a tile, a few at a time, so that their gradients of B and C are added up while in cache.
+  void states(const Tile<S> &tile, const Parameters<S> &q, int64_t batch, int k, int64_t number) {
+    const TileGradient<S> gradient = {gy, gx, ga, 0, decay, state};
+    const int64_t first = number * p.states * kTile;
+    const S *b = tiles_of<S>(p.packed, p, image, batch, k) + first;
+    const S *c = tiles_of<S>(p.packed, p, image, p.batch + batch, k) + first;
+    S *to_b = tiles_of<S>(g.shares, p, image, share, k) + first;
+    S *to_c = tiles_of<S>(g.shares, p, image, p.batch * p.parts + share, k) + first;
+    for (int64_t n = 0; n < p.states; n += kTogether) {
+      const int64_t many = p.states - n < kTogether ? p.states - n : kTogether;
+      run_tile_back<S>(tile, gradient, many, q.rate + n, start + n, gh + n, grate + n,
+                       Tokens<S>{b + n * kTile, sum_b}, Tokens<S>{c + n * kTile, sum_c});
+      for (int64_t i = 0; i < many; ++i) {
+        lane_sums<S>(sum_b + i * kTile, tile.count, is_first, to_b + (n + i) * kTile);
+        lane_sums<S>(sum_c + i * kTile, tile.count, is_first, to_c + (n + i) * kTile);
+      }
+    }
   }
 
   // gx: from the gradient of dt u to that of u; dt: to the gradient of delta.
@@ -155,32 +157,7 @@ template <class S> class Backward {
     }
     gbias += total;
   }
-
-  template <int Step> void add_up(const V *sum, int which, int k, int64_t first, int64_t count) {
-    S *rows = share_row<S>(p, g, which, share, k, 0) + first;
-    for (int64_t n = 0; n < p.states; ++n) {
-      S *to = rows + n * image.size;
-      if (is_first) lane_sums<S>(sum + n * kTile, count, [&](int64_t t, S total) { to[Step * t] = total; });
-      else lane_sums<S>(sum + n * kTile, count, [&](int64_t t, S total) { to[Step * t] += total; });
-    }
-  }
 };
-
-// Adds up the shares of one row of B and C of one batch item, and puts them in the order of the image.
-template <class S> void join_shares(const CrossScanProblem &p, const CrossScanGradient &g, int64_t task) {
-  const int64_t n = task % p.states, batch = task / p.states, size = p.rows * p.cols;
-  for (int k = 0; k < kDirections; ++k)
-    for (int which = 0; which < 2; ++which) {
-      S *sum = share_row<S>(p, g, which, batch * p.parts, k, n);
-      for (int64_t part = 1; part < p.parts; ++part) {
-        const S *more = share_row<S>(p, g, which, batch * p.parts + part, k, n);
-        for (int64_t i = 0; i < size; ++i) sum[i] += more[i];
-      }
-      S *to = static_cast<S *>(which ? g.C : g.B) + ((batch * kDirections + k) * p.states + n) * size;
-      if (p.columns[k]) transpose_image(sum, p.cols, p.rows, to);
-      else memcpy(to, sum, sizeof(S) * static_cast<size_t>(size));
-    }
-}
 
 template <class S> int backward(const CrossScanProblem &p, const CrossScanGradient &g) {
   int failed = 0;
@@ -190,13 +167,14 @@ template <class S> int backward(const CrossScanProblem &p, const CrossScanGradie
     Backward<S> work(p, g);
     failed = work.failed();
 #pragma omp for schedule(static)
-    for (int64_t task = 0; task < p.batch * p.states; ++task) turn<S>(p, task);
+    for (int64_t task = 0; task < TokenRow::count(p); ++task)
+      if (!failed) work.prepare(task);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < p.batch * p.parts; ++task)
       if (!failed) work.run(task / p.parts, task % p.parts);
 #pragma omp for schedule(static)
-    for (int64_t task = 0; task < p.batch * p.states; ++task)
-      if (!failed) join_shares<S>(p, g, task);
+    for (int64_t task = 0; task < TokenRow::count(p); ++task)
+      if (!failed) work.join(task);
   }
   return failed;
 }

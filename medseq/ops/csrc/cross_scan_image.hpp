@@ -2,7 +2,7 @@
 //
 // x, y and their gradients are transposed once into a plane, V[row][col], that all directions walk over. delta, which
 // every direction has its own of, is read strip by strip: a tile of a row, or some columns at once, so that memory is
-// met in whole cache lines. B and C of the directions down the columns are transposed beforehand, for all channels.
+// met in whole cache lines.
 #pragma once
 
 #include "cross_scan.hpp"
@@ -13,18 +13,6 @@ namespace MEDSEQ_ISA {
 namespace {
 
 constexpr int64_t kStripTokens = 1024; // or 16 columns, if these are more
-
-// B or C of a tile, in the scan's order: Step is -1 where that is the reverse of the memory's. `sum`, V[state][kTile],
-// takes the gradient, one lane per channel.
-template <class S, int Step> struct Tokens {
-  typedef typename Simd<S>::V V;
-  const S *row;
-  int64_t stride;
-  V *sum;
-  MEDSEQ_MEMBER V at(int k, int64_t t) const { return splat(row[k * stride + Step * t]); }
-  MEDSEQ_MEMBER void add(int k, int64_t t, V x) const { sum[k * kTile + t] = x; }
-  MEDSEQ_MEMBER Tokens from(int64_t n) const { return {row + n * stride, stride, sum ? sum + n * kTile : 0}; }
-};
 
 // Tokens [first, first + count) of one direction that are loaded together.
 struct Strip {
@@ -96,49 +84,6 @@ template <class S> struct Image {
                  reverse ? -rows : rows);
   }
 };
-
-// One row of an image to one column of its transposed, square by square.
-template <class S> void transpose_image(const S *from, int64_t rows, int64_t cols, S *to) {
-  constexpr int64_t side = 16;
-  for (int64_t r = 0; r < rows; r += side)
-    for (int64_t c = 0; c < cols; c += side)
-      for (int64_t j = c; j < c + side && j < cols; ++j)
-        for (int64_t i = r; i < r + side && i < rows; ++i) to[j * rows + i] = from[i * cols + j];
-}
-
-// Number of direction k among those that go down the columns.
-MEDSEQ_INLINE int64_t rank_of(const CrossScanProblem &p, int k) {
-  int64_t rank = 0;
-  for (int i = 0; i < k; ++i) rank += p.columns[i];
-  return rank;
-}
-
-// Row `n` of B (which = 0) or C (1) of direction k, tokens in the memory's order of that direction.
-template <class S> S *turned_row(const CrossScanProblem &p, int which, int64_t batch, int k, int64_t n) {
-  int64_t row = ((which * p.batch + batch) * 2 + rank_of(p, k)) * p.states + n;
-  return static_cast<S *>(p.turned) + row * p.rows * p.cols;
-}
-template <class S> const S *image_row(const CrossScanProblem &p, int which, int64_t batch, int k, int64_t n) {
-  return static_cast<const S *>(which ? p.C : p.B) + ((batch * kDirections + k) * p.states + n) * p.rows * p.cols;
-}
-template <class S> const S *ordered_rows(const CrossScanProblem &p, int which, int64_t batch, int k) {
-  return p.columns[k] ? turned_row<S>(p, which, batch, k, 0) : image_row<S>(p, which, batch, k, 0);
-}
-
-// The same row of what one share of the channels adds to its gradient.
-template <class S>
-S *share_row(const CrossScanProblem &p, const CrossScanGradient &g, int which, int64_t share, int k, int64_t n) {
-  int64_t row = ((which * p.batch * p.parts + share) * kDirections + k) * p.states + n;
-  return static_cast<S *>(g.shares) + row * p.rows * p.cols;
-}
-
-// B and C of the directions down the columns; a loop over tasks that threads share.
-template <class S> void turn(const CrossScanProblem &p, int64_t task) {
-  int64_t n = task % p.states, batch = task / p.states % p.batch;
-  for (int k = 0; k < kDirections; ++k)
-    for (int which = 0; which < 2 && p.columns[k]; ++which)
-      transpose_image(image_row<S>(p, which, batch, k, n), p.rows, p.cols, turned_row<S>(p, which, batch, k, n));
-}
 
 // What the one-dimensional scan's code for parameters wants to know.
 MEDSEQ_INLINE SelectiveScanProblem flat(const CrossScanProblem &p) {

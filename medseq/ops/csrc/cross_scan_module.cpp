@@ -35,7 +35,7 @@ CrossScanProblem problem(const Numbers &sizes, const Numbers &flags, const Numbe
   for (int k = 0; k < kDirections; ++k) p.columns[k] = flags[1 + 2 * k], p.reverse[k] = flags[2 + 2 * k];
   const void **arrays[] = {&p.x, &p.delta, &p.A, &p.B, &p.C, &p.D, &p.delta_bias};
   for (size_t i = 0; i < 7; ++i) *arrays[i] = address(inputs[i]);
-  p.turned = address<void>(inputs[7]);
+  p.packed = address<void>(inputs[7]);
   p.threads = threads;
   return p;
 }
