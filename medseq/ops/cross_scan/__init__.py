@@ -34,7 +34,7 @@ def cross_scan(
         InputError: The directions are unknown.
 
     Reference:
-        Liu et al., VMamba, arXiv:2401.10166, Figure 4.
+        Liu et al., VMamba, arXiv:2401.10166, Section 4.2.
 
     Example:
         >>> import torch

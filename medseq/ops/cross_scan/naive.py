@@ -44,7 +44,7 @@ def cross_scan(
         Sequences of row * col tokens, one per direction, each stored in the shape of the image.
 
     Reference:
-        Liu et al., VMamba, arXiv:2401.10166, Figure 4.
+        Liu et al., VMamba, arXiv:2401.10166, Section 4.2.
 
     Example:
         >>> import torch
