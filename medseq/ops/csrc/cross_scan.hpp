@@ -7,8 +7,9 @@ namespace medseq {
 
 constexpr int kDirections = 4;
 
-// Contiguous arrays of one floating type, all in the order of the image. x: (batch, channel, row, col); delta: (batch, 4,
-// channel, row, col); A: (4 channel, state); B, C: (batch, 4, state, row, col); D, delta_bias: (4 channel,), may be null.
+// Contiguous arrays of one floating type, all in the order of the image. x: (batch, channel, row, col); delta:
+// (batch, 4, channel, row, col); A: (4 channel, state); B, C: (batch, 4, state, row, col); D, delta_bias: (4 channel,),
+// may be null.
 struct CrossScanProblem {
   int64_t batch, channels, rows, cols, states;
   int64_t parts;                                   // of the channels, going back only

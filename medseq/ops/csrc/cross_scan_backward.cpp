@@ -2,8 +2,8 @@
 // saved before it.
 //
 // B and C are shared by all channels, so their gradients are sums over channels: a task goes through its blocks of
-// channels one after the other and adds to its own share. Which blocks belong to a task depends on the problem alone, so
-// the result does not depend on the number of threads.
+// channels one after the other and adds to its own share. Which blocks belong to a task depends on the problem alone,
+// so the result does not depend on the number of threads.
 
 #include "cross_scan_tokens.hpp"
 

@@ -1,8 +1,8 @@
 // B, C and their gradients of an image, packed tile by tile in the order of each direction.
 //
-// A tile wants 64 tokens of all states; in the image these lie in as many rows of memory, which for sides that are powers
-// of two fall into the same few lines of the cache. So they are brought into the order (tile, state, token) once for all
-// channels, and their gradients back from it.
+// A tile wants 64 tokens of all states; in the image these lie in as many rows of memory, which for sides that are
+// powers of two fall into the same few lines of the cache. So they are brought into the order (tile, state, token) once
+// for all channels, and their gradients back from it.
 #pragma once
 
 #include "cross_scan_image.hpp"
@@ -59,7 +59,8 @@ void read_strip(const Image<S> &image, const Strip &s, bool columns, bool backwa
       for (int64_t c = 0; c < s.cols; ++c) store(out + c * image.rows + r, work[c], lanes);
     }
   } else {
-    memcpy(out, from + (backwards ? image.size - s.first - s.count : s.first), sizeof(S) * static_cast<size_t>(s.count));
+    const S *first = from + (backwards ? image.size - s.first - s.count : s.first);
+    memcpy(out, first, sizeof(S) * static_cast<size_t>(s.count));
   }
   if (backwards) reverse(out, s.count);
 }
