@@ -117,15 +117,17 @@ def main() -> int:
     for name, default in (("rows", 320), ("cols", 320), ("coils", 15), ("steps", 8), ("cascades", 5), ("repeats", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--network", choices=("RecurrentVarNet", "CIRIM"), help="this one only")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT}")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     y, mask, maps = scan(args.coils, args.rows, args.cols)
-    networks = {
+    networks: dict[str, tuple] = {
         "RecurrentVarNet": (RecurrentVarNet(args.steps).eval(), varnet, lambda out: out.kspace),
         "CIRIM": (CIRIM(args.cascades, args.steps).eval(), cirim, lambda out: out.image),
     }
+    networks = {name: parts for name, parts in networks.items() if args.network in (None, name)}
     rows = []
     with torch.inference_mode():
         for name, (model, straightforward, pick) in networks.items():
