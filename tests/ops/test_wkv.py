@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 
 from medseq.ops import bi_wkv
@@ -144,12 +146,30 @@ def test_conventions_differ_as_documented(problem):
     assert gap(4096) < 1e-4 < gap(64)
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
-def test_a_constant_added_to_k_changes_nothing(backend, problem, convention):
-    w, u, k, v, _ = problem(100)
-    shifted = bi_wkv(w, u, k + 32.0, v, convention)
-    # The weights change by a common factor; what is left is float64's rounding of k + 32.
-    torch.testing.assert_close(shifted, bi_wkv(w, u, k, v, convention), rtol=0, atol=1e-13)
+@given(
+    shift=st.floats(-60, 60),
+    scale=st.floats(-4, 4),
+    offset=st.floats(-4, 4),
+    length=st.integers(1, 150),
+    convention=st.sampled_from(CONVENTIONS),
+    name=st.sampled_from(["cpu", "chunked"]),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=40, deadline=None)
+def test_shift_of_k_and_scale_of_v(shift, scale, offset, length, convention, name, seed):
+    draw = torch.Generator().manual_seed(seed)
+    w, u = (torch.randn(5, generator=draw).double() / length for _ in range(2))
+    k, v = (torch.randn(2, length, 5, generator=draw).double() for _ in range(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDSEQ_BACKEND", name)
+        y = bi_wkv(w, u, k, v, convention)
+        shifted = bi_wkv(w, u, k + shift, v, convention)
+        scaled = bi_wkv(w, u, k, scale * v + offset, convention)
+    # The weights change by a common factor; what is left is float64's rounding of k + 60.
+    torch.testing.assert_close(shifted, y, rtol=0, atol=1e-12)
+    # A mean is linear, and that of a constant is the constant; the original's 1e-6 takes a part of it away.
+    tolerance = 1e-12 if convention == "exact" else 4 * 2e-6
+    torch.testing.assert_close(scaled, scale * y + offset, rtol=0, atol=tolerance)
 
 
 def test_looking_from_the_other_end_is_the_same(backend, problem):

@@ -12,7 +12,7 @@ namespace medseq {
 namespace MEDSEQ_ISA {
 namespace {
 
-// Working memory of one thread.
+// Working memory of one thread for the formulas that take a vector of channels through the whole sequence.
 template <class S> struct Scratch {
   typedef typename Simd<S>::V V;
   void *memory;
@@ -37,12 +37,64 @@ template <class S> struct Scratch {
   }
 };
 
-template <class S> int64_t groups(const WkvProblem &p) { return (p.channels + Lanes<S>::count - 1) / Lanes<S>::count; }
+// How the channels of a batch item are shared out: vectors beside each other go through the sequence as a team, so that
+// whole rows are read; as many teams as give every thread the same number of them.
+template <class S> struct Teams {
+  static constexpr int64_t kLargest = 16;
+  int64_t vectors, size, per_item;
 
-// The channels of task number `task`; returns the offset of their first element in a (batch, length, channel) array.
-template <class S> int64_t assign(Channels<S> &channels, const WkvProblem &p, int64_t task) {
-  int64_t c = task % groups<S>(p) * Lanes<S>::count, rest = p.channels - c;
-  int64_t offset = task / groups<S>(p) * p.length * p.channels + c;
+  explicit Teams(const WkvProblem &p) {
+    int64_t a = p.threads, b = p.batch;
+    while (b) {
+      int64_t rest = a % b;
+      a = b, b = rest;
+    }
+    const int64_t wanted = p.threads / a;
+    vectors = (p.channels + Lanes<S>::count - 1) / Lanes<S>::count;
+    size = (vectors + wanted - 1) / wanted;
+    if (size > kLargest) size = kLargest;
+    per_item = (vectors + size - 1) / size;
+  }
+};
+
+// The members of a team: those with small w step together, the others go alone.
+template <class S> struct Team {
+  typedef SmallDecay<S> Member;
+  typedef typename Member::Border Border;
+  void *memory;
+  Member *members;
+  Border *borders;
+  typename Member::Workspace *work;
+  int64_t blocks, count;
+
+  Team(const WkvProblem &p, int64_t size) : memory(0), blocks((p.length + Member::kBlock - 1) / Member::kBlock) {
+    const size_t most = static_cast<size_t>(size);
+    size_t bytes = sizeof(*work) + most * (sizeof(Member) + sizeof(Border) * static_cast<size_t>(blocks));
+    if (posix_memalign(&memory, 64, bytes)) memory = 0;
+    work = static_cast<typename Member::Workspace *>(memory);
+    members = reinterpret_cast<Member *>(work + 1);
+    borders = reinterpret_cast<Border *>(members + size);
+  }
+  ~Team() { free(memory); }
+
+  void open(S *keep, const WkvProblem &p) {
+    for (int64_t i = 0; i < count; ++i) members[i].open(borders + i * blocks, keep + (members[i].k - start(p)));
+  }
+  static const S *start(const WkvProblem &p) { return static_cast<const S *>(p.k); }
+
+  template <class Work> void leftwards(const Work &step) {
+    for (int64_t b = blocks - 1; b >= 0; --b)
+      for (int64_t i = 0; i < count; ++i) step(members[i], b);
+  }
+  template <class Work> void rightwards(const Work &step) {
+    for (int64_t b = 0; b < blocks; ++b)
+      for (int64_t i = 0; i < count; ++i) step(members[i], b);
+  }
+};
+
+// Vector of channels number `vector` of batch item `item`; returns the offset of its first element.
+template <class S> int64_t assign(Channels<S> &channels, const WkvProblem &p, int64_t item, int64_t vector) {
+  int64_t c = vector * Lanes<S>::count, rest = p.channels - c, offset = item * p.length * p.channels + c;
   channels.length = p.length;
   channels.stride = p.channels;
   channels.lanes = static_cast<int>(rest < Lanes<S>::count ? rest : Lanes<S>::count);
@@ -54,38 +106,50 @@ template <class S> int64_t assign(Channels<S> &channels, const WkvProblem &p, in
   return offset;
 }
 
-// Calls work(channels, offset) with the formula that suits the channels of task number `task`.
-template <class S, class Work>
-void solve(const WkvProblem &p, const Scratch<S> &scratch, int64_t task, const Work &work) {
-  if (p.chunk64) {
-    Chunk64<S> channels;
-    int64_t offset = assign<S>(channels, p, task);
+// Fills the team with those of its vectors that it can take; the others are worked on alone, at once.
+template <class S, class Outputs, class Work>
+void gather(const WkvProblem &p, const Teams<S> &teams, int64_t task, Team<S> &team, const Scratch<S> &scratch,
+            const Outputs &outputs, const Work &work) {
+  const int64_t item = task / teams.per_item, first = task % teams.per_item * teams.size;
+  const int64_t last = first + teams.size < teams.vectors ? first + teams.size : teams.vectors;
+  team.count = 0;
+  auto alone = [&](auto channels, int64_t vector) {
+    outputs(channels, assign<S>(channels, p, item, vector));
     scratch.lend(channels);
-    return work(channels, offset);
+    work(channels);
+  };
+  for (int64_t vector = first; vector < last; ++vector) {
+    if (p.chunk64) {
+      alone(Chunk64<S>(), vector);
+      continue;
+    }
+    SmallDecay<S> &member = team.members[team.count];
+    outputs(member, assign<S>(member, p, item, vector));
+    member.block = SmallDecay<S>::kBlock;
+    if (member.applies())
+      ++team.count;
+    else
+      alone(Exact<S>(), vector);
   }
-  SmallDecay<S> usual;
-  int64_t offset = assign<S>(usual, p, task);
-  scratch.lend(usual);
-  if (usual.applies()) return work(usual, offset);
-  Exact<S> any;
-  assign<S>(any, p, task);
-  scratch.lend(any);
-  work(any, offset);
 }
 
 template <class S> int forward(const WkvProblem &p, S *y) {
   int failed = 0;
+  const Teams<S> teams(p);
 #pragma omp parallel num_threads(p.threads) if (p.threads > 1) reduction(| : failed)
   {
-    Scratch<S> scratch(p, 1);
-    failed = scratch.memory == 0;
+    Scratch<S> scratch(p, 0);
+    Team<S> team(p, teams.size);
+    failed = !scratch.memory || !team.memory;
 #pragma omp for schedule(static)
-    for (int64_t task = 0; task < p.batch * groups<S>(p); ++task) {
+    for (int64_t task = 0; task < p.batch * teams.per_item; ++task) {
       if (failed) continue;
-      solve<S>(p, scratch, task, [&](auto &channels, int64_t offset) {
-        channels.y = y + offset;
-        channels.forward();
-      });
+      gather<S>(
+          p, teams, task, team, scratch, [&](auto &channels, int64_t offset) { channels.y = y + offset; },
+          [](auto &channels) { channels.forward(); });
+      team.open(y, p);
+      team.leftwards([](auto &member, int64_t b) { member.sweep_block(b); });
+      team.rightwards([&](auto &member, int64_t b) { member.forward_block(b, *team.work); });
     }
   }
   return failed;
@@ -93,24 +157,39 @@ template <class S> int forward(const WkvProblem &p, S *y) {
 
 template <class S> int backward(const WkvProblem &p, const S *gy, S *gw, S *gu, S *gk, S *gv) {
   int failed = 0;
+  const Teams<S> teams(p);
   // Every batch item has its own row of gw and gu; adding the rows in order makes the sums independent of threads.
   const int64_t row = p.channels, count = p.batch * row;
   S *rows = static_cast<S *>(malloc(sizeof(S) * 2 * static_cast<size_t>(count)));
   if (!rows) return 1;
+  auto keep = [&](const auto &channels) {
+    // k's place says which batch item and channels these are.
+    const int64_t offset = channels.k - static_cast<const S *>(p.k);
+    S *mine = rows + offset / (p.length * row) * row + offset % row;
+    store(mine, channels.gw, channels.lanes);
+    store(mine + count, channels.gu, channels.lanes);
+  };
 #pragma omp parallel num_threads(p.threads) if (p.threads > 1) reduction(| : failed)
   {
     Scratch<S> scratch(p, 4);
-    failed = scratch.memory == 0;
+    Team<S> team(p, teams.size);
+    failed = !scratch.memory || !team.memory;
 #pragma omp for schedule(static)
-    for (int64_t task = 0; task < p.batch * groups<S>(p); ++task) {
+    for (int64_t task = 0; task < p.batch * teams.per_item; ++task) {
       if (failed) continue;
-      S *mine = rows + task / groups<S>(p) * row + task % groups<S>(p) * Lanes<S>::count;
-      solve<S>(p, scratch, task, [&](auto &channels, int64_t offset) {
+      auto outputs = [&](auto &channels, int64_t offset) {
         channels.gy = gy + offset, channels.gk = gk + offset, channels.gv = gv + offset;
+      };
+      gather<S>(p, teams, task, team, scratch, outputs, [&](auto &channels) {
         channels.backward();
-        store(mine, channels.gw, channels.lanes);
-        store(mine + count, channels.gu, channels.lanes);
+        keep(channels);
       });
+      team.open(gv, p);
+      team.leftwards([](auto &member, int64_t b) { member.sweep_block(b); });
+      team.rightwards([&](auto &member, int64_t b) { member.query_block(b, *team.work); });
+      for (int64_t i = 0; i < team.count; ++i) team.members[i].turn();
+      team.leftwards([&](auto &member, int64_t b) { member.key_block(b, *team.work); });
+      for (int64_t i = 0; i < team.count; ++i) keep(team.members[i]);
     }
   }
   for (int64_t c = 0; c < row && !failed; ++c) {
