@@ -121,7 +121,6 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"write {RESULT}")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
     y, mask, maps = scan(args.coils, args.rows, args.cols)
     networks: dict[str, tuple] = {
         "RecurrentVarNet": (RecurrentVarNet(args.steps).eval(), varnet, lambda out: out.kspace),
