@@ -41,7 +41,7 @@ def _x_at(x, start, lane, rows, token, length, WIDTH: tl.constexpr, TYPE: tl.con
     there = (lane < rows) & (token >= 0) & (token < length)
     value = tl.load(x + lane * length + token, mask=there, other=0.0).to(TYPE)
     if start is not None:
-        before = (lane < rows) & (token < 0)
+        before = (lane < rows) & (token < 0) & (token > -WIDTH)
         value += tl.load(start + lane * (WIDTH - 1) + WIDTH - 1 + token, mask=before, other=0.0).to(TYPE)
     return value
 
