@@ -140,10 +140,15 @@ template <class S> class Backward {
       run_tile_back<S>(tile, gradient, many, q.rate + n, start + n, gh + n, grate + n,
                        Tokens<S>{b + n * kTile, sum_b}, Tokens<S>{c + n * kTile, sum_c});
       for (int64_t i = 0; i < many; ++i) {
-        lane_sums<S>(sum_b + i * kTile, tile.count, is_first, to_b + (n + i) * kTile);
-        lane_sums<S>(sum_c + i * kTile, tile.count, is_first, to_c + (n + i) * kTile);
+        add_up(sum_b + i * kTile, tile.count, to_b + (n + i) * kTile);
+        add_up(sum_c + i * kTile, tile.count, to_c + (n + i) * kTile);
       }
     }
+  }
+
+  void add_up(const V *sum, int64_t count, S *to) {
+    if (is_first) lane_sums<S, true>(sum, count, to);
+    else lane_sums<S, false>(sum, count, to);
   }
 
   // gx: from the gradient of dt u to that of u; dt: to the gradient of delta.

@@ -136,8 +136,9 @@ void unpack(const CrossScanProblem &p, const CrossScanGradient &g, const Image<S
 }
 
 // to[t] = or += the sum over the lanes of in[t]. Both have kTile places, of which the last may hold anything.
-template <class S> MEDSEQ_INLINE void lane_sums(const typename Simd<S>::V *in, int64_t count, bool first, S *to) {
+template <class S, bool First> MEDSEQ_INLINE void lane_sums(const typename Simd<S>::V *in, int64_t count, S *to) {
   typedef typename Simd<S>::V V;
+  typedef S Quarter __attribute__((vector_size(16)));
   constexpr int side = Square<S>::side, parts = Lanes<S>::count / side;
   for (int64_t t = 0; t < count; t += side) {
     V r[side];
@@ -145,13 +146,15 @@ template <class S> MEDSEQ_INLINE void lane_sums(const typename Simd<S>::V *in, i
     transpose(r);
     V sum = r[0];
     for (int i = 1; i < side; ++i) sum += r[i];
-    S part[Lanes<S>::count], total[side];
+    Quarter part[parts], total;
     memcpy(part, &sum, sizeof(sum));
-    for (int i = 0; i < side; ++i) {
-      total[i] = part[i];
-      for (int j = 1; j < parts; ++j) total[i] += part[i + side * j];
+    total = part[0];
+    for (int j = 1; j < parts; ++j) total += part[j];
+    if (!First) {
+      memcpy(part, to + t, sizeof(total));
+      total += part[0];
     }
-    for (int i = 0; i < side; ++i) to[t + i] = first ? total[i] : to[t + i] + total[i];
+    memcpy(to + t, &total, sizeof(total));
   }
 }
 
