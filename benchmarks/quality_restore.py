@@ -9,12 +9,14 @@ left alone.
 """
 
 import argparse
+import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -135,62 +137,118 @@ def validation_pairs(modality: str, level: float) -> list[tuple[np.ndarray, np.n
     return [(noisy, case.image, sd) for case in cases for noisy, sd in [degrade(case, level, modality)]]
 
 
+class Test(NamedTuple):
+    """One table: a set of cases at one noise level."""
+
+    title: str
+    note: str
+    level: float
+    cases: list[Case]
+    others: bool
+
+
+def tests_of(modality: str, levels: Sequence[float]) -> list[Test]:
+    """The tables of a modality, level by level."""
+    ct = modality == "CT"
+    sets = {"Same head, held-out block": head_cases("test")[::2] if ct else []}
+    sets["Other patients"] = other_ct_cases() if ct else other_mr_cases()
+    note = f"window {WINDOW} HU, full {FULL} HU" if ct else "range: 99.9th percentile of each reference"
+    tests = []
+    for level in levels:
+        amount = f"dose {level:g}" if ct else f"Rician noise {level:.0%} of the 99th percentile"
+        for name, cases in sets.items():
+            if cases:
+                n = f"n = {len(cases)} slices, {len({case.patient for case in cases})} patients"
+                title = f"{name}, simulated {amount}: {n}"
+                tests.append(Test(title, note, level, cases, name == "Other patients"))
+    return tests
+
+
+def classical(modality: str, level: float, slow: bool) -> tuple[dict[str, Denoiser], dict[str, tuple[float, float]]]:
+    """The classical methods, tuned for one level, and their strengths."""
+    limit: Callable[[np.ndarray], np.ndarray] = (lambda x: in_window(x, WINDOW)) if modality == "CT" else (lambda x: x)
+    pairs, methods, strengths = validation_pairs(modality, level), {}, {}
+    for name in available():
+        if slow or name not in SLOW:
+            methods[name], strengths[f"{name} at {level}"] = tune(name, pairs, limit, rician=modality == "MR")
+    return methods, strengths
+
+
+def run_all(bundle: Bundle, rivals: dict[str, Denoiser], quick: bool) -> tuple[list[Table], list[str], dict]:
+    """Every table, what is not met, and the strengths of the classical methods."""
+    name, modality = bundle.config.name, bundle.config.input.modality[0]
+    levels, claimed = (DOSES, 0.25) if modality == "CT" else (NOISES, 0.06)
+    tables, failures, strengths, methods, restore = [], [], {}, {}, network(bundle)
+    for test in tests_of(modality, (claimed,) if quick else levels):
+        if not any(key.endswith(f" at {test.level}") for key in strengths):
+            methods, found = classical(modality, test.level, test.level == claimed)
+            strengths |= found
+        table = measure(test.title, test.cases, test.level, methods | rivals | {name: restore}, modality)
+        table.note = test.note
+        tables.append(table)
+        print(table.markdown(against="nothing"), flush=True)
+        if test.others and modality == "CT" and test.level == 0.5:
+            failures += judge_full_dose(table, name)
+        if test.others and test.level == claimed:
+            failures += judge(table, name, list(methods))
+            checks = fed_the_original(test.cases, restore)
+    tables.append(checks)
+    print(checks.markdown())
+    return tables, failures + judge_original(checks, modality), strengths
+
+
+def add_rivals(stem: Path, modality: str, rivals: dict[str, Denoiser]) -> tuple[list[Table], dict]:
+    """The tables of an earlier run with rows for further bundles, and what else its file says."""
+    about = json.loads(stem.with_suffix(".json").read_text())
+    tables = []
+    for old in about.pop("tables"):
+        table = Table(old["title"])
+        table.note = old["note"]
+        for score in old["scores"]:
+            case = score["case"]
+            values = {key: value for key, value in score.items() if key not in ("method", "case", "patient")}
+            if score["method"] not in rivals:
+                table.add(score["method"], case, score["patient"], values)
+        tables.append(table)
+    by_title = {table.title: table for table in tables}
+    for test in tests_of(modality, DOSES if modality == "CT" else NOISES):
+        extra = measure(test.title, test.cases, test.level, rivals, modality)
+        for score in extra.scores:
+            by_title[test.title].add(score.method, score.case, score.patient, score.values)
+        print(by_title[test.title].markdown(against="nothing"), flush=True)
+    return tables, about
+
+
+def write(stem: Path, bundle: Bundle, tables: list[Table], about: dict) -> None:
+    """The tables as JSON and as Markdown."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".json").write_text(dump(tables, about))
+    head = f"# {bundle.config.name}\n\nBundle {bundle.hash[:12]}; made by `python benchmarks/quality_restore.py`.\n\n"
+    parts = [table.markdown(against="nothing" if len(table.methods) > 1 else None) for table in tables]
+    stem.with_suffix(".md").write_text(head + "\n".join(parts))
+
+
 def main() -> int:
     """Run, print, write and judge."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", nargs="?", default="ct-denoise", help="zoo name or path")
     parser.add_argument("--rival", action="append", default=[], help="NAME=BUNDLE: another bundle as a further row")
+    parser.add_argument("--add", action="store_true", help="only the rivals: add their rows to the files of a full run")
     parser.add_argument("--quick", action="store_true", help="one noise level, no file written")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
     bundle = load_bundle(arguments.bundle)
-    modality = bundle.config.input.modality[0]
-    levels, claimed = (DOSES, 0.25) if modality == "CT" else (NOISES, 0.06)
-    others = other_ct_cases() if modality == "CT" else other_mr_cases()
-    own = head_cases("test")[::2] if modality == "CT" else []
-    limit: Callable[[np.ndarray], np.ndarray] = (lambda x: in_window(x, WINDOW)) if modality == "CT" else (lambda x: x)
-
-    restore = network(bundle)
-    tables, failures, strengths = [], [], {}
-    for level in (claimed,) if arguments.quick else levels:
-        pairs = validation_pairs(modality, level)
-        methods: dict[str, Denoiser] = {}
-        for name in available():
-            if name in SLOW and level != claimed:
-                continue
-            methods[name], strengths[f"{name} at {level}"] = tune(name, pairs, limit, rician=modality == "MR")
-        methods |= {name: network(load_bundle(path)) for name, _, path in (r.partition("=") for r in arguments.rival)}
-        methods[bundle.config.name] = restore
-        amount = f"dose {level:g}" if modality == "CT" else f"Rician noise {level:.0%} of the 99th percentile"
-        for title, cases in (("Same head, held-out block", own), ("Other patients", others)):
-            if not cases:
-                continue
-            patients = len({case.patient for case in cases})
-            table = measure(
-                f"{title}, simulated {amount}: n = {len(cases)} slices, {patients} patients",
-                cases,
-                level,
-                methods,
-                modality,
-            )
-            table.note = (
-                f"window {WINDOW} HU, full {FULL} HU"
-                if modality == "CT"
-                else "range: 99.9th percentile of each reference"
-            )
-            tables.append(table)
-            print(table.markdown(against="nothing"), flush=True)
-            if title == "Other patients" and modality == "CT" and level == 0.5:
-                failures += judge_full_dose(table, bundle.config.name)
-            if title == "Other patients" and level == claimed:
-                failures += judge(table, bundle.config.name, [m for m in methods if m in available()])
-    checks = fed_the_original(others, restore)
-    tables.append(checks)
-    print(checks.markdown())
-    failures += judge_original(checks, modality)
-
+    stem = arguments.out / f"quality_restore_{bundle.config.name}"
+    rivals = {name: network(load_bundle(path)) for name, _, path in (r.partition("=") for r in arguments.rival)}
+    if arguments.add:
+        tables, about = add_rivals(stem, bundle.config.input.modality[0], rivals)
+        if about["bundle_hash"] != bundle.hash:
+            parser.error(f"{stem}.json is of another bundle: run without --add first")
+        write(stem, bundle, tables, about)
+        return 0
+    tables, failures, strengths = run_all(bundle, rivals, arguments.quick)
     if not arguments.quick:
         about = {
             "script": "benchmarks/quality_restore.py",
@@ -201,18 +259,7 @@ def main() -> int:
             "strengths": strengths,
             "failures": failures,
         }
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        stem = arguments.out / f"quality_restore_{bundle.config.name}"
-        stem.with_suffix(".json").write_text(dump(tables, about))
-        head = (
-            f"# {bundle.config.name}\n\nBundle {bundle.hash[:12]}; made by `python benchmarks/quality_restore.py`.\n\n"
-        )
-        stem.with_suffix(".md").write_text(
-            head
-            + "\n".join(
-                table.markdown(against="nothing") if len(table.methods) > 1 else table.markdown() for table in tables
-            )
-        )
+        write(stem, bundle, tables, about)
     for failure in failures:
         print("NOT MET:", failure)
     print("claim met" if not failures else f"{len(failures)} claims not met")

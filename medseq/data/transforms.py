@@ -163,10 +163,14 @@ class NoiseGate(Transform):
     the noisy and the denoised image, for a reference that is itself that noisy, applies ``1 - (reference / level)^2``
     of the change: nothing up to the reference.
 
+    A model whose targets carry noise of their own leaves some of it. What it leaves is `shortfall`; the change is
+    extrapolated by ``1 + shortfall / level`` to make up for it, a factor that validation images tell.
+
     Args:
         noise: Noise of a good scan at `diameter`, in HU. The default pair is the training head's validation block.
         diameter: Water-equivalent diameter in cm.
         attenuation: mu, linear attenuation of water per cm; the default is that at 70 keV.
+        shortfall: Noise in HU that the model leaves.
         tissue: Range of pixel values whose change is looked at.
         limit: Single changes count at most this much, so that an edge or metal cannot open the gate.
 
@@ -179,13 +183,15 @@ class NoiseGate(Transform):
         noise: float = 4.4,
         diameter: float = 19.1,
         attenuation: float = 0.193,
+        shortfall: float = 0.0,
         tissue: tuple[float, float] = (-200.0, 300.0),
         limit: float = 80.0,
     ) -> None:
-        if not (noise > 0 and diameter > 0 and attenuation >= 0 and tissue[0] < tissue[1] and limit > 0):
-            found = (noise, diameter, attenuation, tissue, limit)
+        if not (min(noise, diameter, limit) > 0 and min(attenuation, shortfall) >= 0 and tissue[0] < tissue[1]):
+            found = (noise, diameter, attenuation, shortfall, tissue, limit)
             raise InputError("gate limits must be positive, the tissue range increasing", found=found)
         self.noise, self.diameter, self.attenuation = float(noise), float(diameter), float(attenuation)
+        self.shortfall = float(shortfall)
         self.tissue, self.limit = tuple(tissue), float(limit)
 
     def fit(
@@ -205,10 +211,11 @@ class NoiseGate(Transform):
         change = output - image
         inside = ((image > self.tissue[0]) & (image < self.tissue[1])).to(change.dtype)
         power = (inside * change.abs().clamp(max=self.limit).square()).sum(dim=(1, 2, 3), keepdim=True)
-        level = (power / inside.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)).sqrt()
+        level = (power / inside.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)).sqrt().clamp(min=1e-6)
         growth = 0.5 * self.attenuation * (self._water_equivalent(image, params["pixel_cm2"]) - self.diameter)
-        ratio = self.noise * growth.exp() / level.clamp(min=1e-6)
-        return image + (1 - ratio.square()).clamp(min=0) * change
+        ratio = self.noise * growth.exp() / level
+        share = (1 - ratio.square()).clamp(min=0) * (1 + self.shortfall / level)
+        return image + share * change
 
     def _water_equivalent(self, image: Tensor, pixel_cm2: float | Tensor) -> Tensor:
         """Diameter in cm of the water cylinder that attenuates as much, ``(batch, 1, 1, 1)``; 8 to 45 cm."""

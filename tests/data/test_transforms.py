@@ -116,3 +116,13 @@ def test_impossible_limits_are_refused(arguments):
         NoiseGate(noise=0)
     with pytest.raises(InputError, match="percentile"):
         RobustScale(0)
+
+
+def test_noise_gate_makes_up_for_the_noise_that_the_model_leaves():
+    native = disc(17.0, 1.0)[0]
+    change = torch.full_like(native, 12.0)
+    share = [
+        (NoiseGate(shortfall=s).invert(native + change, native, {"pixel_cm2": 0.01}) - native).max().item()
+        for s in (0.0, 6.0)
+    ]
+    assert share[1] == pytest.approx(1.5 * share[0], rel=1e-5)  # 1 + 6 / 12
