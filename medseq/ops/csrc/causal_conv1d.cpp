@@ -3,7 +3,7 @@
 
 #include "causal_conv1d.hpp"
 
-#include "simd.hpp"
+#include "selective_scan_math.hpp"
 
 #include <stdlib.h>
 
@@ -14,12 +14,9 @@ namespace {
 // Tokens of a block. Sums over a block are added up in double precision.
 constexpr int64_t kBlock = 1024;
 
-// 0 where 1 / (1 + e^-y) is below the normal range, so that -1e38 times it is 0 too.
-template <class S> MEDSEQ_INLINE typename Simd<S>::V sigmoid(typename Simd<S>::V y) {
-  typedef typename Simd<S>::V V;
-  const V lowest = splat(S(sizeof(S) == 4 ? -87 : -700));
-  V e = exp_bounded(y < lowest ? -lowest : -y);
-  return y < lowest ? V{} : splat(S(1)) / (splat(S(1)) + e);
+// 0 where e^-y is infinite, so that -1e38 times it is 0 too.
+template <class S> MEDSEQ_INLINE typename Simd<S>::V logistic(typename Simd<S>::V y) {
+  return splat(S(1)) / (splat(S(1)) + exp2_any<S>(y * static_cast<S>(-kLog2e)));
 }
 
 template <class S> MEDSEQ_INLINE double total(typename Simd<S>::V x) {
@@ -48,10 +45,30 @@ template <class S> struct Row {
     for (; t < 0 && i < count + history(); ++i, ++t) window[i] = token(t);
     memcpy(window + i, x + t, sizeof(S) * static_cast<size_t>(count + history() - i));
   }
+};
+
+// The filter of a row. W is its width if that is known at compile time, so that it stays in registers, else 0.
+template <class S, int W> struct Filter {
+  typedef typename Simd<S>::V V;
+  const Row<S> &row;
+  V tap[W ? W : 1];
+
+  explicit Filter(const Row<S> &of) : row(of) {
+    for (int k = 0; k < W; ++k) tap[k] = splat(row.weight[k]);
+  }
+  MEDSEQ_MEMBER int64_t width() const { return W ? W : row.width; }
+  MEDSEQ_MEMBER V at(int64_t k) const { return W ? tap[k] : splat(row.weight[k]); }
 
   MEDSEQ_MEMBER V before_activation(int64_t i, int n) const {
-    V sum = splat(bias);
-    for (int64_t k = 0; k < width; ++k) sum += splat(weight[k]) * load(window + i + k, n);
+    V sum = splat(row.bias);
+    for (int64_t k = 0; k < width(); ++k) sum += at(k) * load(row.window + i + k, n);
+    return sum;
+  }
+
+  // Of the token i from what it sends to itself and the width - 1 tokens after it.
+  MEDSEQ_MEMBER V gradient(const S *pulled, int64_t i, int n) const {
+    V sum = splat(S(0));
+    for (int64_t k = 0; k < width(); ++k) sum += at(k) * load(pulled + i + width() - 1 - k, n);
     return sum;
   }
 };
@@ -71,23 +88,26 @@ template <class S> Row<S> row_of(const CausalConvProblem &p, int64_t b, int64_t 
           window};
 }
 
-template <class S> void forward_row(Row<S> row, S *y) {
+template <class S, int W> void forward_row(Row<S> row, S *y) {
   typedef typename Simd<S>::V V;
+  const Filter<S, W> filter(row);
   for (int64_t first = 0; first < row.length; first += kBlock) {
     const int64_t count = least(kBlock, row.length - first);
     row.fill(first, count);
     for (int64_t i = 0; i < count; i += row.lanes) {
       const int n = static_cast<int>(least(row.lanes, count - i));
-      V sum = row.before_activation(i, n);
-      store(y + first + i, row.silu ? sum * sigmoid<S>(sum) : sum, n);
+      V sum = filter.before_activation(i, n);
+      store(y + first + i, row.silu ? sum * logistic<S>(sum) : sum, n);
     }
   }
 }
 
 // Blocks from the last to the first: what a token sends back reaches width - 1 tokens to the left. `pulled` holds the
 // gradient before the activation of a block, followed by that of the width - 1 tokens after it.
-template <class S> void backward_row(Row<S> row, const S *gy, S *gx, S *gstate, S *pulled, double *gw, double &gb) {
+template <class S, int W>
+void backward_row(Row<S> row, const S *gy, S *gx, S *gstate, S *pulled, double *gw, double &gb) {
   typedef typename Simd<S>::V V;
+  const Filter<S, W> filter(row);
   const int64_t history = row.history(), blocks = (row.length + kBlock - 1) / kBlock;
   for (int64_t i = 0; i < history; ++i) pulled[i] = 0;
   for (int64_t block = blocks - 1; block >= 0; --block) {
@@ -98,26 +118,27 @@ template <class S> void backward_row(Row<S> row, const S *gy, S *gx, S *gstate, 
       const int n = static_cast<int>(least(row.lanes, count - i));
       V g = load(gy + first + i, n);
       if (row.silu) {
-        V sum = row.before_activation(i, n), gate = sigmoid<S>(sum);
+        V sum = filter.before_activation(i, n), gate = logistic<S>(sum);
         g = g * gate * (splat(S(1)) + sum * (splat(S(1)) - gate));
       }
       store(pulled + i, g, n);
     }
-    for (int64_t k = 0; k < row.width; ++k) {
-      V sum = splat(S(0));
-      for (int64_t i = 0; i < count; i += row.lanes) {
-        const int n = static_cast<int>(least(row.lanes, count - i));
-        sum += load(pulled + i, n) * load(row.window + i + k, n);
-      }
-      gw[k] += total<S>(sum);
-    }
-    V sum = splat(S(0));
+    V sums[W ? W : 1] = {}, sum = splat(S(0));
     for (int64_t i = 0; i < count; i += row.lanes) {
       const int n = static_cast<int>(least(row.lanes, count - i));
-      sum += load(pulled + i, n);
-      V g = splat(S(0));
-      for (int64_t k = 0; k < row.width; ++k) g += splat(row.weight[k]) * load(pulled + i + history - k, n);
-      store(gx + first + i, g, n);
+      V g = load(pulled + i, n);
+      sum += g;
+      for (int k = 0; k < W; ++k) sums[k] += g * load(row.window + i + k, n);
+      store(gx + first + i, filter.gradient(pulled, i, n), n);
+    }
+    for (int k = 0; k < W; ++k) gw[k] += total<S>(sums[k]);
+    for (int64_t k = 0; k < row.width && !W; ++k) {
+      V one = splat(S(0));
+      for (int64_t i = 0; i < count; i += row.lanes) {
+        const int n = static_cast<int>(least(row.lanes, count - i));
+        one += load(pulled + i, n) * load(row.window + i + k, n);
+      }
+      gw[k] += total<S>(one);
     }
     gb += total<S>(sum);
   }
@@ -129,7 +150,19 @@ template <class S> void backward_row(Row<S> row, const S *gy, S *gx, S *gstate, 
   }
 }
 
+// The usual widths have code of their own.
+template <class S> auto forward_of(int64_t width) {
+  return width == 4 ? forward_row<S, 4> : width == 3 ? forward_row<S, 3> : width == 2 ? forward_row<S, 2>
+                                                                                      : forward_row<S, 0>;
+}
+
+template <class S> auto backward_of(int64_t width) {
+  return width == 4 ? backward_row<S, 4> : width == 3 ? backward_row<S, 3> : width == 2 ? backward_row<S, 2>
+                                                                                        : backward_row<S, 0>;
+}
+
 template <class S> int forward(const CausalConvProblem &p, S *y) {
+  const auto run = forward_of<S>(p.width);
   int failed = 0;
 #pragma omp parallel num_threads(p.threads) if (p.threads > 1) reduction(| : failed)
   {
@@ -137,7 +170,7 @@ template <class S> int forward(const CausalConvProblem &p, S *y) {
     failed = window == nullptr;
 #pragma omp for schedule(static)
     for (int64_t at = 0; at < p.batch * p.channels; ++at)
-      if (!failed) forward_row<S>(row_of<S>(p, at / p.channels, at % p.channels, window), y + at * p.length);
+      if (!failed) run(row_of<S>(p, at / p.channels, at % p.channels, window), y + at * p.length);
     free(window);
   }
   return failed;
@@ -150,6 +183,7 @@ template <class S> int backward(const CausalConvProblem &p, const CausalConvGrad
   S *gx = static_cast<S *>(g.x), *gweight = static_cast<S *>(g.weight), *gbias = static_cast<S *>(g.bias);
   S *gstate = static_cast<S *>(g.state);
   const int64_t history = p.width - 1;
+  const auto run = backward_of<S>(p.width);
   int failed = 0;
 #pragma omp parallel num_threads(p.threads) if (p.threads > 1) reduction(| : failed)
   {
@@ -163,8 +197,8 @@ template <class S> int backward(const CausalConvProblem &p, const CausalConvGrad
       for (int64_t k = 0; k < p.width; ++k) gw[k] = 0;
       for (int64_t b = 0; b < p.batch; ++b) {
         const int64_t at = b * p.channels + c;
-        backward_row<S>(row_of<S>(p, b, c, window), gy + at * p.length, gx + at * p.length,
-                        gstate ? gstate + at * history : nullptr, window + history + kBlock, gw, gb);
+        run(row_of<S>(p, b, c, window), gy + at * p.length, gx + at * p.length,
+            gstate ? gstate + at * history : nullptr, window + history + kBlock, gw, gb);
       }
       for (int64_t k = 0; k < p.width; ++k) gweight[c * p.width + k] = static_cast<S>(gw[k]);
       if (gbias) gbias[c] = static_cast<S>(gb);
