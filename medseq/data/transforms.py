@@ -20,6 +20,7 @@ from medseq.errors import InputError
 __all__ = [
     "HounsfieldChannels",
     "Identity",
+    "LeaveAlone",
     "NoiseGate",
     "RobustScale",
     "Transform",
@@ -221,6 +222,53 @@ class NoiseGate(Transform):
         """Diameter in cm of the water cylinder that attenuates as much, ``(batch, 1, 1, 1)``; 8 to 45 cm."""
         water = (image.clamp(-1000.0, 3000.0) / 1000.0 + 1.0).sum(dim=(1, 2, 3), keepdim=True)
         return (2.0 * (water * pixel_cm2 / np.pi).sqrt()).clamp(8.0, 45.0)
+
+
+class LeaveAlone(Transform):
+    """Keeps a plane as it is where the model hardly changes it; first in a chain, undone last.
+
+    What a model does to an image that needs no denoising is no noise: it follows edges. Where the root mean square of
+    the change is at most `low` of the plane's own noise, nothing is applied; from `high` on all of it, in between a
+    linear ramp. The own noise is the median absolute deviation of the diagonal Haar band / 0.6745, without flat
+    blocks.
+
+    Args:
+        low: Change over noise up to which the plane is kept.
+        high: Change over noise from which on it is restored in full.
+
+    Reference:
+        Donoho and Johnstone, Biometrika 81 (1994), section 4.2 (the noise estimate).
+    """
+
+    def __init__(self, low: float = 0.2, high: float = 0.4) -> None:
+        if not 0 <= low < high:
+            raise InputError("gate limits must be increasing", found=(low, high), wanted="0 <= low < high")
+        self.low, self.high = float(low), float(high)
+
+    def fit(
+        self, planes: np.ndarray, valid: np.ndarray | None = None, spacing_mm: tuple[float, float] | None = None
+    ) -> dict[str, float]:
+        """Nothing to fit: every plane is judged by itself."""
+        return {}
+
+    def apply(self, image: Tensor, params: Params) -> Tensor:
+        """See `Transform.apply`; nothing changes."""
+        return image
+
+    def invert(self, output: Tensor, image: Tensor, params: Params) -> Tensor:
+        """See `Transform.invert`: the part of the change that is applied, plane by plane."""
+        rows, cols = image.shape[2] // 2 * 2, image.shape[3] // 2 * 2
+        even, odd = image[:, :, :rows:2, :cols], image[:, :, 1:rows:2, :cols]
+        band = (even[..., ::2] - even[..., 1::2] - odd[..., ::2] + odd[..., 1::2]) / 2
+        if not band.numel():
+            return output
+        found = [plane[plane > 0] for plane in band.abs().flatten(1)]
+        medians = [plane.median() if plane.numel() else plane.new_zeros(()) for plane in found]
+        noise = torch.stack(medians)[:, None, None, None] / 0.6745
+        change = output - image
+        level = change.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        share = (level - self.low * noise) / ((self.high - self.low) * noise).clamp(min=1e-12)
+        return image + share.clamp(0, 1) * change
 
 
 class RobustScale(Transform):

@@ -107,7 +107,7 @@ class CheckSpec(_Strict):
 
     name: str
     max: float
-    unit: str = "1"
+    unit: UnitName = "1"
 
 
 class BundleConfig(_Strict):

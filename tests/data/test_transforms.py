@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from medseq.data import transforms
-from medseq.data.transforms import HounsfieldChannels, NoiseGate, RobustScale, apply_chain, fit_chain, invert_chain
+from medseq.data.transforms import (
+    HounsfieldChannels,
+    LeaveAlone,
+    NoiseGate,
+    RobustScale,
+    apply_chain,
+    fit_chain,
+    invert_chain,
+)
 from medseq.errors import InputError
 
 ALL = [
@@ -126,3 +134,19 @@ def test_noise_gate_makes_up_for_the_noise_that_the_model_leaves():
         for s in (0.0, 6.0)
     ]
     assert share[1] == pytest.approx(1.5 * share[0], rel=1e-5)  # 1 + 6 / 12
+
+
+@pytest.mark.parametrize(("ratio", "share"), [(0.1, 0.0), (0.3, 0.5), (0.8, 1.0)])
+def test_leave_alone_keeps_planes_that_hardly_change(ratio, share):
+    native = 100 + 7 * torch.randn(1, 1, 201, 200)
+    change = torch.full_like(native, 7 * ratio)
+    applied = LeaveAlone(0.2, 0.4).invert(native + change, native, {}) - native
+    # 10 000 coefficients know their median to 1 %: 0.02 of the ramp.
+    assert applied.mean().item() == pytest.approx(share * 7 * ratio, abs=0.1 * 7 * ratio)
+
+
+def test_leave_alone_restores_what_has_no_noise_to_compare_with():
+    native = torch.zeros(1, 1, 8, 8)
+    assert torch.equal(LeaveAlone().invert(native + 1, native, {}), native + 1)
+    single = torch.zeros(1, 1, 1, 1)
+    assert torch.equal(LeaveAlone().invert(single + 1, single, {}), single + 1)
