@@ -4,6 +4,7 @@ None has parameters; all keep sampled data as they are or weigh them explicitly.
 that the largest pixel of the zero-filled image is 1 and undo it after: their weights mean the same for every scanner.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ __all__ = ["CGSense", "GRAPPA", "L1Wavelet", "POCS", "TotalVariation", "ZeroFill
 ImageKind = Literal["complex", "rss"]
 
 
-class _Classical(nn.Module):
+class _Classical(nn.Module, ABC):
     """What the methods share: the call of the networks, and combining coils at the end.
 
     Args:
@@ -63,8 +64,9 @@ class _Classical(nn.Module):
         scan = prepare(masked_kspace, mask, maps, None, origin=self.fft_origin, norm=self.fft_norm)
         return self._reconstruct(scan)
 
+    @abstractmethod
     def _reconstruct(self, scan: Acquisition) -> ReconOutput:
-        raise NotImplementedError
+        """What the method makes of one acquisition."""
 
     def _combine(self, scan: Acquisition, kspace: Tensor) -> ReconOutput:
         """From k-space in the operator's order."""
@@ -295,8 +297,9 @@ class _Sigpy(_Classical):
         settings = {"weights": weights, "max_iter": self.iterations, "show_pbar": False, **self._step_sizes(bound)}
         return np.asarray(getattr(app, self.app)(y, maps.astype(np.complex64), self.lam, **settings).run()) * peak
 
+    @abstractmethod
     def _step_sizes(self, bound: float) -> dict[str, float]:
-        raise NotImplementedError
+        """The solver's step sizes, for the largest eigenvalue of A^H A."""
 
 
 class L1Wavelet(_Sigpy):
