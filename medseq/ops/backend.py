@@ -16,7 +16,17 @@ from typing import NamedTuple
 
 from medseq.errors import BackendError
 
-__all__ = ["OPERATORS", "BackendChoice", "backends", "candidates", "choose", "compiled_kernels", "cpu_isa", "load"]
+__all__ = [
+    "OPERATORS",
+    "BackendChoice",
+    "backends",
+    "candidates",
+    "choose",
+    "compiled_kernels",
+    "cpu_isa",
+    "kernels",
+    "load",
+]
 
 CHOICES = ("naive", "chunked", "cpu", "triton", "mamba_ssm")
 
@@ -51,6 +61,13 @@ def compiled_kernels() -> ModuleType | None:
     except ImportError:
         return None
     return _C
+
+
+def kernels() -> ModuleType:
+    """The extension module, for implementations that `choose` names only where it is there."""
+    found = compiled_kernels()
+    assert found is not None
+    return found
 
 
 def choose(operator: str, device: str = "cpu") -> BackendChoice:

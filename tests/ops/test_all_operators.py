@@ -117,7 +117,9 @@ def test_an_empty_batch_gives_an_empty_result_and_zero_gradients(case):
     assert all(g.shape == x.shape and not g.any() for g, x in zip(found, empty, strict=True))
 
 
-def test_autocast_leaves_the_operator_alone(case):
+@pytest.mark.parametrize("name", ["naive", "chunked", "cpu"])
+def test_autocast_leaves_the_operator_alone(monkeypatch, case, name):
+    monkeypatch.setenv("MEDSEQ_BACKEND", name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = case.call(*case.inputs)
     assert y.dtype == torch.float32

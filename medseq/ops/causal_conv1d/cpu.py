@@ -1,13 +1,12 @@
 """Causal depthwise convolution by the compiled kernel (csrc/causal_conv1d.cpp): float32 or float64 in CPU memory."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from medseq.ops.backend import compiled_kernels, cpu_isa
+from medseq.ops.backend import cpu_isa, kernels
 
 __all__ = ["backward", "forward"]
 
@@ -24,7 +23,7 @@ def forward(
 ) -> Float[Tensor, "batch dim length"]:
     """The convolution and its activation; contiguous inputs of one dtype."""
     y = torch.empty_like(x)
-    _kernels().causal_conv1d_forward(*_problem(x, weight, bias, initial_state, silu), y.data_ptr(), _threads(x))
+    kernels().causal_conv1d_forward(*_problem(x, weight, bias, initial_state, silu), y.data_ptr(), _threads(x))
     return y
 
 
@@ -42,15 +41,9 @@ def backward(
     gradients = tuple(x.new_empty(0) if tensor is None else torch.empty_like(tensor) for tensor in inputs)
     outputs = (_address(g if tensor is not None else None) for g, tensor in zip(gradients, inputs, strict=True))
     problem = _problem(x, weight, bias, initial_state, silu)
-    _kernels().causal_conv1d_backward(*problem, gy.data_ptr(), *outputs, _threads(x))
+    kernels().causal_conv1d_backward(*problem, gy.data_ptr(), *outputs, _threads(x))
     gx, gw, gb, gs = gradients
     return gx, gw, gb, gs
-
-
-def _kernels() -> ModuleType:
-    kernels = compiled_kernels()
-    assert kernels is not None  # `backend.choose` names "cpu" only when they are there
-    return kernels
 
 
 def _problem(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, silu: bool) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from medseq.ops.backend import load
-from medseq.ops.refusals import refuse_second_derivative, refuse_vmap
+from medseq.ops.dispatch import register
 
 __all__: list[str] = []
 
@@ -73,11 +73,11 @@ def _autograd_backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     return (*(None if x is None else g for g, x in pairs), None)
 
 
-for _device in ("CPU", "CUDA"):
-    _LIBRARY.impl("causal_conv1d", _forward, _device)
-    _LIBRARY.impl("causal_conv1d_backward", _backward, _device)
-torch.library.register_fake("medseq::causal_conv1d", _fake_forward, lib=_LIBRARY)
-torch.library.register_fake("medseq::causal_conv1d_backward", _fake_backward, lib=_LIBRARY)
-torch.library.register_autograd("medseq::causal_conv1d", _autograd_backward, setup_context=_save_inputs, lib=_LIBRARY)
-refuse_second_derivative(_LIBRARY, "causal_conv1d", "medseq.ops.causal_conv1d.naive.causal_conv1d")
-refuse_vmap(_LIBRARY, "causal_conv1d", "medseq.ops.causal_conv1d.naive.causal_conv1d")
+register(
+    _LIBRARY,
+    "causal_conv1d",
+    "medseq.ops.causal_conv1d.naive.causal_conv1d",
+    forward=(_forward, _fake_forward),
+    backward=(_backward, _fake_backward),
+    autograd=(_save_inputs, _autograd_backward),
+)

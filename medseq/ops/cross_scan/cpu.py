@@ -4,13 +4,12 @@ All inputs have one dtype, are contiguous and in the order of the image; so are 
 made; B and C are brought into tiles of each direction's order once for all channels.
 """
 
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from medseq.ops.backend import compiled_kernels, cpu_isa
+from medseq.ops.backend import cpu_isa, kernels
 from medseq.ops.cross_scan.naive import ORDERS
 
 __all__ = ["backward", "checkpoint_shape", "forward", "output"]
@@ -138,7 +137,7 @@ def backward(
     shares, packed = problem.packed(problem.parts), problem.packed(1)
     incoming = _addresses(gy, checkpoints)
     outputs = _addresses(gx, gdelta, gA, gB, gC, gD, gbias, shares)
-    _kernels().cross_scan_backward(
+    kernels().cross_scan_backward(
         cpu_isa(), x.dtype == torch.float64, *problem.numbers(packed), incoming, outputs, problem.threads()
     )
     gA, gD, gbias = (None if t is None else t.sum(0) for t in (gA, gD, gbias))
@@ -148,7 +147,7 @@ def backward(
 def _forward(problem: _Problem, checkpoints: Tensor | None) -> Tensor:
     x, packed = problem.x, problem.packed(1)
     y = x.new_empty(x.shape)
-    _kernels().cross_scan_forward(
+    kernels().cross_scan_forward(
         *(cpu_isa(), x.dtype == torch.float64, *problem.numbers(packed)),
         *(_addresses(y, checkpoints), problem.threads()),
     )
@@ -157,9 +156,3 @@ def _forward(problem: _Problem, checkpoints: Tensor | None) -> Tensor:
 
 def _addresses(*arrays: Tensor | None) -> list[int]:
     return [0 if x is None else x.data_ptr() for x in arrays]
-
-
-def _kernels() -> ModuleType:
-    kernels = compiled_kernels()
-    assert kernels is not None  # `backend.choose` names "cpu" only when they are there
-    return kernels

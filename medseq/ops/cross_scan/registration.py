@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medseq.ops.backend import load
 from medseq.ops.cross_scan import naive
-from medseq.ops.refusals import refuse_second_derivative, refuse_vmap
+from medseq.ops.dispatch import register
 
 __all__: list[str] = []
 
@@ -122,11 +122,11 @@ def _autograd_backward(ctx: Any, gy: Tensor | None, _: Tensor | None) -> tuple[T
     return *(None if t is None else g for g, t in zip(gradients, tensors, strict=True)), None, None, None
 
 
-for _device in ("CPU", "CUDA"):
-    _LIBRARY.impl("cross_selective_scan", _forward, _device)
-    _LIBRARY.impl("cross_selective_scan_backward", _backward, _device)
-torch.library.register_fake("medseq::cross_selective_scan", _fake_forward, lib=_LIBRARY)
-torch.library.register_fake("medseq::cross_selective_scan_backward", _fake_backward, lib=_LIBRARY)
-torch.library.register_autograd("medseq::cross_selective_scan", _autograd_backward, setup_context=_save, lib=_LIBRARY)
-refuse_second_derivative(_LIBRARY, "cross_selective_scan", "medseq.ops.cross_scan.naive.cross_selective_scan")
-refuse_vmap(_LIBRARY, "cross_selective_scan", "medseq.ops.cross_scan.naive.cross_selective_scan")
+register(
+    _LIBRARY,
+    "cross_selective_scan",
+    "medseq.ops.cross_scan.naive.cross_selective_scan",
+    forward=(_forward, _fake_forward),
+    backward=(_backward, _fake_backward),
+    autograd=(_save, _autograd_backward),
+)

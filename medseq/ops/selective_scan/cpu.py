@@ -4,13 +4,12 @@ All inputs have one dtype. Rows of tokens are read in place whatever their strid
 halves of a projection need no copies.
 """
 
-from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from medseq.ops.backend import compiled_kernels, cpu_isa
+from medseq.ops.backend import cpu_isa, kernels
 
 __all__ = ["backward", "checkpoint_shape", "forward"]
 
@@ -114,7 +113,7 @@ def forward(
     last_state = u.new_empty(batch, channels, A.shape[1])
     checkpoints = u.new_empty(checkpoint_shape(u, A, B, C) if keep else 0)
     outputs = [*_rows(y), *_addresses(last_state, checkpoints)]
-    _kernels().selective_scan_forward(cpu_isa(), _is_double(u), *problem.numbers(), outputs, problem.threads())
+    kernels().selective_scan_forward(cpu_isa(), _is_double(u), *problem.numbers(), outputs, problem.threads())
     return y, last_state, checkpoints
 
 
@@ -165,7 +164,7 @@ def backward(
     ginitial = None if initial_state is None else u.new_empty(initial_state.shape)
     incoming = [*_rows(gy), *_addresses(glast, checkpoints)]
     outputs = [*_rows(gu, gdelta, gz), *_addresses(gA, gB, gC, gD, gbias, ginitial)]
-    _kernels().selective_scan_backward(
+    kernels().selective_scan_backward(
         cpu_isa(), _is_double(u), *problem.numbers(), incoming, outputs, problem.threads()
     )
     gA, gD, gbias = (None if x is None else x.sum(0) for x in (gA, gD, gbias))
@@ -190,12 +189,6 @@ def _rows(*arrays: Tensor | None) -> list[int]:
 
 def _addresses(*arrays: Tensor | None) -> list[int]:
     return [0 if x is None else x.data_ptr() for x in arrays]
-
-
-def _kernels() -> ModuleType:
-    kernels = compiled_kernels()
-    assert kernels is not None  # `backend.choose` names "cpu" only when they are there
-    return kernels
 
 
 def _is_double(u: Tensor) -> bool:

@@ -5,8 +5,6 @@ and `torch.compile` see one opaque operator with exact gradients. `keep` asks fo
 without them backward runs the forward scan again.
 """
 
-from collections.abc import Callable
-from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor
 
 from medseq.ops.backend import load
-from medseq.ops.refusals import refuse_second_derivative, refuse_vmap
+from medseq.ops.dispatch import register
 from medseq.ops.selective_scan import naive
 
 __all__: list[str] = []
@@ -36,20 +34,6 @@ def _compute_dtype(inputs: tuple[Any, ...]) -> torch.dtype:
     """float64 if any input is, else float32: half precision is only for storage."""
     tensors = (x for x in inputs if isinstance(x, Tensor))
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
-
-
-def _outside_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with autocast switched off, which would send the products inside it to half precision."""
-
-    @wraps(function)
-    def run(*arguments: Any) -> Any:
-        kind = arguments[0].device.type
-        if not torch.is_autocast_enabled(kind):
-            return function(*arguments)
-        with torch.autocast(kind, enabled=False):
-            return function(*arguments)
-
-    return run
 
 
 def _implementation(u: Tensor, A: Tensor) -> ModuleType:
@@ -79,7 +63,6 @@ def _checkpoint_shape(keep: bool, u: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
     return shape(u, A, B, C) if shape else (0,)
 
 
-@_outside_autocast
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     *inputs, reverse, keep = arguments
     u, _, A, B, C = inputs[:5]
@@ -99,7 +82,6 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     return y.to(u.dtype).contiguous(), last_state.contiguous(), checkpoints
 
 
-@_outside_autocast
 def _backward(gy: Tensor, glast: Tensor | None, *arguments: Any) -> tuple[Tensor, ...]:
     *inputs, checkpoints, reverse = arguments
     u, _, A = inputs[:3]
@@ -153,11 +135,11 @@ def _autograd_backward(
     return *found, None, ginitial, None, None
 
 
-for _device in ("CPU", "CUDA"):
-    _LIBRARY.impl("selective_scan", _forward, _device)
-    _LIBRARY.impl("selective_scan_backward", _backward, _device)
-torch.library.register_fake("medseq::selective_scan", _fake_forward, lib=_LIBRARY)
-torch.library.register_fake("medseq::selective_scan_backward", _fake_backward, lib=_LIBRARY)
-torch.library.register_autograd("medseq::selective_scan", _autograd_backward, setup_context=_save, lib=_LIBRARY)
-refuse_second_derivative(_LIBRARY, "selective_scan", "medseq.ops.selective_scan.naive.selective_scan")
-refuse_vmap(_LIBRARY, "selective_scan", "medseq.ops.selective_scan.naive.selective_scan")
+register(
+    _LIBRARY,
+    "selective_scan",
+    "medseq.ops.selective_scan.naive.selective_scan",
+    forward=(_forward, _fake_forward),
+    backward=(_backward, _fake_backward),
+    autograd=(_save, _autograd_backward),
+)

@@ -1,13 +1,12 @@
 """Bidirectional WKV by the compiled kernel (csrc/wkv.cpp): float32 or float64 tensors in CPU memory."""
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from medseq.ops.backend import compiled_kernels, cpu_isa
+from medseq.ops.backend import cpu_isa, kernels
 
 __all__ = ["backward", "forward"]
 
@@ -25,7 +24,7 @@ def forward(
     """The weighted means; all inputs of one dtype."""
     w, u, k, v = (x.contiguous() for x in (w, u, k, v))
     y = torch.empty_like(k)
-    _kernels().wkv_forward(*_problem(convention, w, u, k, v), y.data_ptr(), _threads(k))
+    kernels().wkv_forward(*_problem(convention, w, u, k, v), y.data_ptr(), _threads(k))
     return y
 
 
@@ -41,14 +40,8 @@ def backward(
     gy, w, u, k, v = (x.contiguous() for x in (gy, w, u, k, v))
     gw, gu, gk, gv = (torch.empty_like(x) for x in (w, u, k, v))
     addresses = (x.data_ptr() for x in (gy, gw, gu, gk, gv))
-    _kernels().wkv_backward(*_problem(convention, w, u, k, v), *addresses, _threads(k))
+    kernels().wkv_backward(*_problem(convention, w, u, k, v), *addresses, _threads(k))
     return gw, gu, gk, gv
-
-
-def _kernels() -> ModuleType:
-    kernels = compiled_kernels()
-    assert kernels is not None  # `backend.choose` names "cpu" only when they are there
-    return kernels
 
 
 def _problem(convention: str, w: Tensor, u: Tensor, k: Tensor, v: Tensor) -> tuple[Any, ...]:

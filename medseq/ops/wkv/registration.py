@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from medseq.ops.backend import load
-from medseq.ops.refusals import refuse_second_derivative, refuse_vmap
+from medseq.ops.dispatch import register
 
 __all__: list[str] = []
 
@@ -71,11 +71,11 @@ def _autograd_backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
     return (*torch.ops.medseq.bi_wkv_backward(gy, *ctx.saved_tensors, ctx.convention), None)
 
 
-for _device in ("CPU", "CUDA"):
-    _LIBRARY.impl("bi_wkv", _forward, _device)
-    _LIBRARY.impl("bi_wkv_backward", _backward, _device)
-torch.library.register_fake("medseq::bi_wkv", _fake_forward, lib=_LIBRARY)
-torch.library.register_fake("medseq::bi_wkv_backward", _fake_backward, lib=_LIBRARY)
-torch.library.register_autograd("medseq::bi_wkv", _autograd_backward, setup_context=_save_inputs, lib=_LIBRARY)
-refuse_second_derivative(_LIBRARY, "bi_wkv", "medseq.ops.wkv.naive.bi_wkv")
-refuse_vmap(_LIBRARY, "bi_wkv", "medseq.ops.wkv.naive.bi_wkv")
+register(
+    _LIBRARY,
+    "bi_wkv",
+    "medseq.ops.wkv.naive.bi_wkv",
+    forward=(_forward, _fake_forward),
+    backward=(_backward, _fake_backward),
+    autograd=(_save_inputs, _autograd_backward),
+)
