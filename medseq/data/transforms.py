@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from medseq.errors import InputError
+from medseq.ops.quality import noise_sd
 
 __all__ = [
     "HounsfieldChannels",
@@ -229,15 +230,11 @@ class LeaveAlone(Transform):
 
     What a model does to an image that needs no denoising is no noise: it follows edges. Where the root mean square of
     the change is at most `low` of the plane's own noise, nothing is applied; from `high` on all of it, in between a
-    linear ramp. The own noise is the median absolute deviation of the diagonal Haar band / 0.6745, without flat
-    blocks.
+    linear ramp. The own noise is `medseq.ops.quality.noise_sd`.
 
     Args:
         low: Change over noise up to which the plane is kept.
         high: Change over noise from which on it is restored in full.
-
-    Reference:
-        Donoho and Johnstone, Biometrika 81 (1994), section 4.2 (the noise estimate).
     """
 
     def __init__(self, low: float = 0.2, high: float = 0.4) -> None:
@@ -257,14 +254,8 @@ class LeaveAlone(Transform):
 
     def invert(self, output: Tensor, image: Tensor, params: Params) -> Tensor:
         """See `Transform.invert`: the part of the change that is applied, plane by plane."""
-        rows, cols = image.shape[2] // 2 * 2, image.shape[3] // 2 * 2
-        even, odd = image[:, :, :rows:2, :cols], image[:, :, 1:rows:2, :cols]
-        band = (even[..., ::2] - even[..., 1::2] - odd[..., ::2] + odd[..., 1::2]) / 2
-        if not band.numel():
-            return output
-        found = [plane[plane > 0] for plane in band.abs().flatten(1)]
-        medians = [plane.median() if plane.numel() else plane.new_zeros(()) for plane in found]
-        noise = torch.stack(medians)[:, None, None, None] / 0.6745
+        planes = image[:, 0].detach().cpu().numpy()
+        noise = image.new_tensor([noise_sd(plane) for plane in planes])[:, None, None, None]
         change = output - image
         level = change.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
         share = (level - self.low * noise) / ((self.high - self.low) * noise).clamp(min=1e-12)

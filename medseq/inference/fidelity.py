@@ -11,8 +11,9 @@ import numpy as np
 from medseq.errors import BundleError
 from medseq.inference.bundle_schema import CheckSpec, Range
 from medseq.inference.predictor import Flag
+from medseq.ops.quality import noise_sd
 
-__all__ = ["METRICS", "Fidelity", "check_flags", "noise_sd"]
+__all__ = ["METRICS", "Fidelity", "check_flags"]
 
 METRICS = {
     "mean_shift": "mean of result - input",
@@ -27,28 +28,6 @@ METRICS = {
 }
 # Rows that are looked at together: bounds the memory of one huge plane.
 _BAND = 1024
-# Median of |x| of a standard normal variable.
-_MAD_NORMAL = 0.6744897501960817
-
-
-def noise_sd(plane: np.ndarray, valid: np.ndarray | None = None) -> float:
-    """Noise standard deviation of one plane ``(row, col)``: MAD of the diagonal Haar wavelet band.
-
-    Blocks that are exactly flat (air, zero background) or touch padding say nothing about noise and are left out.
-    Returns 0.0 if no block is left.
-
-    Reference:
-        Donoho & Johnstone, Ideal spatial adaptation by wavelet shrinkage, Biometrika 81 (1994), section 4.2.
-    """
-    rows, cols = (side // 2 * 2 for side in plane.shape)
-    corners = [(0, 0), (0, 1), (1, 0), (1, 1)]
-    a, b, c, d = (plane[i:rows:2, j:cols:2].astype(np.float32) for i, j in corners)
-    diagonal = np.abs(a - b - c + d) / 2
-    keep = diagonal > 0
-    if valid is not None:
-        for i, j in corners:
-            keep &= valid[i:rows:2, j:cols:2]
-    return float(np.median(diagonal[keep]) / _MAD_NORMAL) if keep.any() else 0.0
 
 
 class Fidelity:

@@ -1,4 +1,6 @@
-"""Image quality against a reference. Every function says which convention it follows; the data range is never guessed.
+"""Image quality against a reference, and the noise of an image without one.
+
+Every function says which convention it follows; the data range is never guessed.
 
 Images are ``(row, col)`` or ``(slice, row, col)`` arrays in native units. Numbers of different conventions must not
 stand in one table.
@@ -9,9 +11,11 @@ from jaxtyping import Float
 
 from medseq.errors import InputError, ShapeError
 
-__all__ = ["in_window", "nmse", "psnr", "rmse", "ssim"]
+__all__ = ["in_window", "nmse", "noise_sd", "psnr", "rmse", "ssim"]
 
 Image = Float[np.ndarray, "*slice row col"]
+# Median of |x| of a standard normal variable.
+_MAD_NORMAL = 0.6744897501960817
 
 
 def rmse(image: Image, reference: Image) -> float:
@@ -84,3 +88,23 @@ def _pair(image: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _check_range(data_range: float) -> None:
     if not data_range > 0:
         raise InputError("data_range must be positive", found=data_range)
+
+
+def noise_sd(plane: np.ndarray, valid: np.ndarray | None = None) -> float:
+    """Noise standard deviation of one plane ``(row, col)``: MAD of the diagonal Haar wavelet band.
+
+    Blocks that are exactly flat (air, zero background) or touch padding say nothing about noise and are left out.
+    Returns 0.0 if no block is left.
+
+    Reference:
+        Donoho & Johnstone, Ideal spatial adaptation by wavelet shrinkage, Biometrika 81 (1994), section 4.2.
+    """
+    rows, cols = (side // 2 * 2 for side in plane.shape)
+    corners = [(0, 0), (0, 1), (1, 0), (1, 1)]
+    a, b, c, d = (plane[i:rows:2, j:cols:2].astype(np.float32) for i, j in corners)
+    diagonal = np.abs(a - b - c + d) / 2
+    keep = diagonal > 0
+    if valid is not None:
+        for i, j in corners:
+            keep &= valid[i:rows:2, j:cols:2]
+    return float(np.median(diagonal[keep]) / _MAD_NORMAL) if keep.any() else 0.0

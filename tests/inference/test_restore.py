@@ -7,7 +7,7 @@ import torch
 
 from medseq.errors import BackendError, BundleError, FormatError, InputError
 from medseq.inference.bundle_schema import CheckSpec, Range
-from medseq.inference.fidelity import Fidelity, check_flags, noise_sd
+from medseq.inference.fidelity import Fidelity, check_flags
 from medseq.inference.predictor import Stopped
 from medseq.inference.restore import RestorePredictor, fill_padding
 from medseq.inference.tiling import apply_tiled
@@ -342,24 +342,6 @@ def test_planes_within_a_tile_never_import_monai(ct_bundle, rng, monkeypatch):
 
 
 # --- fidelity
-
-
-@pytest.mark.parametrize("sd", [0.5, 12.0, 300.0])
-def test_noise_is_estimated_over_edges(rng, sd):
-    step = np.where(np.arange(256) < 100, 0.0, 1000.0)[None] + np.zeros((256, 1))
-    # The standard error of a MAD over 16384 coefficients is 0.9 %; edges and chance take the rest of 4 %.
-    assert noise_sd(step + rng.normal(0, sd, (256, 256))) == pytest.approx(sd, rel=0.04)
-
-
-def test_noise_ignores_padding_and_flat_background(rng):
-    plane = rng.normal(0, 10, (256, 256))
-    valid = np.ones_like(plane, dtype=bool)
-    valid[:, :128] = False
-    plane[:, :128] = -3000
-    plane[200:] = 0
-    assert noise_sd(plane, valid) == pytest.approx(10, rel=0.06)
-    assert noise_sd(plane, np.zeros_like(valid)) == 0.0
-    assert noise_sd(np.zeros((1, 1))) == 0.0
 
 
 def test_metrics_are_those_of_the_whole_volume(rng):

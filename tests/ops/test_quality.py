@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from medseq.errors import InputError, ShapeError
-from medseq.ops.quality import in_window, nmse, psnr, rmse, ssim
+from medseq.ops.quality import in_window, nmse, noise_sd, psnr, rmse, ssim
+
+
+@pytest.fixture
+def rng(seed):
+    return np.random.default_rng(seed)
 
 
 @pytest.fixture
@@ -50,3 +55,21 @@ def test_bad_arguments_are_named(image):
         psnr(image, image, 0)
     with pytest.raises(ShapeError, match="at least 11 x 11"):
         ssim(image[:, :10], image[:, :10], 1)
+
+
+@pytest.mark.parametrize("sd", [0.5, 12.0, 300.0])
+def test_noise_is_estimated_over_edges(rng, sd):
+    step = np.where(np.arange(256) < 100, 0.0, 1000.0)[None] + np.zeros((256, 1))
+    # The standard error of a MAD over 16384 coefficients is 0.9 %; edges and chance take the rest of 4 %.
+    assert noise_sd(step + rng.normal(0, sd, (256, 256))) == pytest.approx(sd, rel=0.04)
+
+
+def test_noise_ignores_padding_and_flat_background(rng):
+    plane = rng.normal(0, 10, (256, 256))
+    valid = np.ones_like(plane, dtype=bool)
+    valid[:, :128] = False
+    plane[:, :128] = -3000
+    plane[200:] = 0
+    assert noise_sd(plane, valid) == pytest.approx(10, rel=0.06)
+    assert noise_sd(plane, np.zeros_like(valid)) == 0.0
+    assert noise_sd(np.zeros((1, 1))) == 0.0
