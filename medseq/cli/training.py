@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 __all__ = ["TASKS", "task_cli"]
 
 # Name -> (module, LightningModule, LightningDataModule): a new task is one line here.
-TASKS = {"restore": ("medseq.tasks.restore", "RestoreTask", "RestoreDataModule")}
+TASKS = {
+    "recon": ("medseq.tasks.recon", "ReconTask", "ReconDataModule"),
+    "restore": ("medseq.tasks.restore", "RestoreTask", "RestoreDataModule"),
+}
 
 
 def task_cli(verb: str, task: str, arguments: Sequence[str], *, quiet: bool = False) -> "TaskCLI":

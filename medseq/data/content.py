@@ -16,6 +16,7 @@ __all__ = [
     "Content",
     "add_lesions",
     "head_ct_slices",
+    "interpolate",
     "mr_slices",
     "photographs",
     "random_soft_tissue",
@@ -124,6 +125,13 @@ def photographs() -> Content:
         grey = torch.from_numpy(np.ascontiguousarray(grey, dtype=np.float32))
         images.append(F.avg_pool2d(grey[None, None], 2)[0, 0])
     return Content(tuple(images))
+
+
+def interpolate(x: Tensor, knots: Tensor, top: float = 1.3) -> Tensor:
+    """Piecewise-linear curve through `knots`, evenly spaced over 0..top, extended by its last slope."""
+    position = (x.clamp(min=0.0) / top) * (len(knots) - 1)
+    lower = position.floor().long().clamp(max=len(knots) - 2)
+    return torch.lerp(knots[lower], knots[lower + 1], position - lower).clamp(min=0.0)
 
 
 def to_hounsfield(image: Tensor, generator: torch.Generator) -> Tensor:

@@ -6,7 +6,6 @@ set mixes real anatomy at random pixel sizes with other real images mapped to HU
 network that head.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from medseq.data.content import (
     Content,
     add_lesions,
     head_ct_slices,
+    interpolate,
     mr_slices,
     photographs,
     random_soft_tissue,
@@ -30,6 +29,7 @@ from medseq.data.content import (
 )
 from medseq.data.degrade import rician_noise
 from medseq.data.noise_bank import ct_noise_bank
+from medseq.data.seeded import SeededDataset
 
 __all__ = ["LowDoseCT", "NoisyMR", "PhantomPairs", "RestoreBatch", "collate"]
 
@@ -72,37 +72,25 @@ def collate(samples: Sequence[Sample]) -> RestoreBatch:
     )
 
 
-class SeededDataset(Dataset, ABC):
-    """A data set of `length` samples, each a function of its own generator.
+class CroppedDataset(SeededDataset[Sample]):
+    """A seeded data set of square samples.
 
     Args:
         length: Samples an epoch.
-        crop: Side of the square samples, in pixels.
-        seed: Every sample is drawn from a generator seeded with (seed, epoch, index).
+        crop: Side of the samples, in pixels.
+        seed: See `SeededDataset`.
     """
 
     def __init__(self, length: int, crop: int, seed: int = 0) -> None:
-        self.length, self.crop, self.seed, self.epoch = length, crop, seed, 0
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < self.length:
-            raise IndexError(index)
-        mixed = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1, np.uint64)[0]
-        return self.draw(torch.Generator().manual_seed(int(mixed >> 1)))
-
-    @abstractmethod
-    def draw(self, generator: torch.Generator) -> Sample:
-        """One sample."""
+        super().__init__(length, seed)
+        self.crop = crop
 
 
-class LowDoseCT(SeededDataset):
+class LowDoseCT(CroppedDataset):
     """Simulated low-dose CT: clean slices plus FBP noise of random strength and kernel.
 
     Args:
-        length, crop, seed: See `SeededDataset`.
+        length, crop, seed: See `CroppedDataset`.
         split: ``train``, ``val`` or ``test`` block of the head CT.
         cache: Folder for the noise realisations (made once, some minutes).
         noise_hu: Range of the added noise's standard deviation inside the object, log-uniform.
@@ -165,11 +153,11 @@ class LowDoseCT(SeededDataset):
         return _flip(np.cos(mixed) * first + np.sin(mixed) * second, generator)
 
 
-class NoisyMR(SeededDataset):
+class NoisyMR(CroppedDataset):
     """MR slices with simulated Rician noise.
 
     Args:
-        length, crop, seed: See `SeededDataset`.
+        length, crop, seed: See `CroppedDataset`.
         split: ``train``, ``val`` or ``test``.
         noise: Range of the added noise's standard deviation as a fraction of the volume's 99th percentile, uniform.
         own_noise: Nine targets in ten carry Rician noise of up to this fraction, as single real acquisitions do.
@@ -212,7 +200,7 @@ class NoisyMR(SeededDataset):
         return Sample(torch.from_numpy(rician_noise(clean.numpy(), sd, generator)), clean, scale, "mr")
 
 
-class PhantomPairs(SeededDataset):
+class PhantomPairs(CroppedDataset):
     """Synthetic phantoms with white noise: needs no download; for tests and the tiny configuration."""
 
     def __init__(self, length: int = 16, crop: int = 32, seed: int = 0, sd: float = 40.0) -> None:
@@ -223,13 +211,6 @@ class PhantomPairs(SeededDataset):
         """See `SeededDataset.draw`."""
         clean = sample_phantom(self.crop, generator)
         return Sample(clean + self.sd * torch.randn(clean.shape, generator=generator), clean, 1.0, "phantom")
-
-
-def interpolate(x: Tensor, knots: Tensor, top: float = 1.3) -> Tensor:
-    """Piecewise-linear curve through `knots`, evenly spaced over 0..top, extended by its last slope."""
-    position = (x.clamp(min=0.0) / top) * (len(knots) - 1)
-    lower = position.floor().long().clamp(max=len(knots) - 2)
-    return torch.lerp(knots[lower], knots[lower + 1], position - lower).clamp(min=0.0)
 
 
 def _chance(probability: float, generator: torch.Generator) -> bool:

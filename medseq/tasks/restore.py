@@ -4,7 +4,6 @@ The task knows no architecture: network and transforms are passed in built. Loss
 units (HU for CT), after `Transform.invert`, so that they mean the same for every preprocessing.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from medseq.data.restore import RestoreBatch, SeededDataset, collate
+from medseq.data.restore import CroppedDataset, RestoreBatch, collate
 from medseq.data.transforms import Identity, Transform, apply_chain, invert_chain
-from medseq.errors import InputError
+from medseq.tasks.averaged import AveragedTask
 
 __all__ = ["RestoreDataModule", "RestoreTask"]
 
 
-class RestoreTask(pl.LightningModule):
+class RestoreTask(AveragedTask):
     """Supervised restoration with an L1 loss, Adam, linear warm-up, cosine decay and averaged weights.
 
     Args:
@@ -59,13 +58,17 @@ class RestoreTask(pl.LightningModule):
         data_range: float | None = None,
         bundle: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self.net = net
-        self.ema = copy.deepcopy(net).requires_grad_(False)
+        super().__init__(
+            net,
+            lr=lr,
+            min_lr=min_lr,
+            betas=betas,
+            warmup_steps=warmup_steps,
+            ema_decay=ema_decay,
+            clip_norm=clip_norm,
+        )
         self.preprocess = preprocess or [Identity()]
-        self.lr, self.min_lr, self.betas, self.warmup_steps = lr, min_lr, betas, warmup_steps
         self.loss_unit, self.loss_window, self.wide_weight = loss_unit, loss_window, wide_weight
-        self.ema_decay, self.clip_norm = ema_decay, clip_norm
         if data_range is None:
             data_range = loss_window[1] - loss_window[0] if loss_window else 1.0
         self.data_range, self.bundle = data_range, bundle or {}
@@ -86,17 +89,7 @@ class RestoreTask(pl.LightningModule):
 
     def training_step(self, batch: RestoreBatch, batch_idx: int) -> Tensor:
         """One step; a loss that is not finite stops the run."""
-        loss = self.loss(self.restore(self.net, batch), batch.target)
-        if not torch.isfinite(loss):
-            raise InputError("training loss is not finite", where=f"step {self.global_step}", found=loss.item())
-        self.log("train/loss", loss, on_step=True, prog_bar=True)
-        return loss
-
-    def on_train_batch_end(self, outputs: Any, batch: RestoreBatch, batch_idx: int) -> None:
-        """Average the weights; the decay starts low, so that early weights are forgotten."""
-        decay = min(self.ema_decay, (1 + self.global_step) / (10 + self.global_step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
+        return self.finite(self.loss(self.restore(self.net, batch), batch.target))
 
     def validation_step(self, batch: RestoreBatch, batch_idx: int) -> None:
         """PSNR, SSIM and RMSE of the averaged weights, and of the input; in the window if there is one."""
@@ -121,30 +114,7 @@ class RestoreTask(pl.LightningModule):
         """Input, result and target side by side, in the window, to every logger that takes images."""
         low, high = self.loss_window or (0.0, float(batch.target[0].max()) or 1.0)
         row = torch.cat([batch.image[0], restored[0], batch.target[0]], dim=-1)
-        picture = ((row - low) / (high - low)).clamp(0, 1)
-        for logger in self.loggers:
-            if hasattr(logger.experiment, "add_image"):
-                logger.experiment.add_image("val/input_result_target", picture, self.global_step)
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Adam; linear warm-up and cosine decay over the steps of the run."""
-        optimizer = torch.optim.Adam(self.net.parameters(), lr=self.lr, betas=self.betas, fused=True)
-        total = max(1, int(self.trainer.estimated_stepping_batches))
-        floor = self.min_lr / self.lr
-
-        def factor(step: int) -> float:
-            if step < self.warmup_steps:
-                return (step + 1) / self.warmup_steps
-            progress = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
-            return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip to `clip_norm` and log the norm."""
-        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm)
-        self.log("train/grad_norm", norm)
+        self.log_picture("val/input_result_target", (row - low) / (high - low))
 
 
 class RestoreDataModule(pl.LightningDataModule):
@@ -155,7 +125,7 @@ class RestoreDataModule(pl.LightningDataModule):
         val: Validation set.
         batch_size: Samples a step.
         num_workers: Loader processes; 0 loads in the training process.
-        crops: ``[[epoch, side], …]``: from that epoch on the training samples have this side (`SeededDataset` only).
+        crops: ``[[epoch, side], …]``: from that epoch on the training samples have this side (`CroppedDataset` only).
     """
 
     def __init__(
@@ -172,7 +142,7 @@ class RestoreDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """The samples of the present epoch; shuffling is the data set's own seeding."""
-        if isinstance(self.train, SeededDataset):
+        if isinstance(self.train, CroppedDataset):
             self.train.epoch = self.trainer.current_epoch if self.trainer else 0
             self.train.crop = current_crop(self.crops, self.train.epoch, self.train.crop)
         return DataLoader(self.train, self.batch_size, num_workers=self.num_workers, collate_fn=collate)
