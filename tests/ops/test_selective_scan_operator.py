@@ -1,12 +1,10 @@
 """`medseq::selective_scan` as a torch operator: dispatch, compilation, checkpointing, threads, memory, DDP."""
 
-import gc
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import psutil
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -214,28 +212,8 @@ def test_concurrent_calls(backend, normal):
         assert all(torch.equal(a, b) for a, b in zip(results, alone[index % 8], strict=True))
 
 
-def test_no_memory_is_lost_in_ten_thousand_calls(monkeypatch, inputs):
-    monkeypatch.setenv("MEDSEQ_BACKEND", "cpu")
-    small = [x[..., :3].contiguous() if x.dim() > 2 else x for x in inputs]
-    process = psutil.Process()
-
-    def call(times):
-        for _ in range(times):
-            scan(*small)
-        for _ in range(times // 10):
-            with_gradients(scan, small)
-        gc.collect()
-        return process.memory_info().rss
-
-    call(1000)
-    before = call(1000)
-    # 100 bytes a call would be 1 MB: a tensor or a thread's scratch weighs more.
-    assert call(10_000) - before < 1 << 20
-
-
 def test_rows_further_apart_than_32_bits_count(monkeypatch, normal):
-    # The result has as many elements as u, so 2^31 of them are 8.6 GB whatever u's strides. What fits is a u whose
-    # batch items lie 2^31 elements apart in memory that is reserved but, being never touched, not used.
+    # Batch items 2^31 elements apart in memory that is reserved but, being never touched, not used.
     monkeypatch.setenv("MEDSEQ_BACKEND", "cpu")
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     apart, tokens = (1 << 31) + 64, normal(2, 3, 40).float()
