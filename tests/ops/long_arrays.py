@@ -1,4 +1,4 @@
-"""Tensors of more than 2^31 elements in a few megabytes: `expand` by the page table, for kernels that want dense memory.
+"""Tensors of more than 2^31 elements in a few megabytes: `expand` by the page table, for kernels that want them dense.
 
 All but the end of such a tensor is one piece of memory, mapped again and again; the end is memory of its own. A kernel
 that computes an offset in 32 bits leaves the mapping or misses the end.
