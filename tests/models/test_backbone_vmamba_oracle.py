@@ -184,24 +184,34 @@ def drawn(model: VSSM, generator: torch.Generator) -> VSSM:
     return model.eval()
 
 
+def by_equations(model: VSSM, image: Tensor, weights: Tensor, name: str) -> list[Tensor]:
+    """Logits, and the gradients of their weighted sum by every parameter, in the dtype of the image."""
+    state = {key: x.detach().to(image.dtype).requires_grad_() for key, x in model.state_dict().items()}
+    logits = vssm(state, image, FORWARD_TYPES[name])
+    wanted = [state[key] for key, _ in model.named_parameters()]
+    assert len(wanted) == len(state)
+    return [logits, *torch.autograd.grad((logits * weights).sum(), wanted)]
+
+
+def by_model(model: VSSM, image: Tensor, weights: Tensor) -> list[Tensor]:
+    logits = model(image)
+    return [logits, *torch.autograd.grad((logits * weights).sum(), list(model.parameters()))]
+
+
 @pytest.mark.parametrize("name", FORWARD_TYPES)
 def test_logits_and_gradients_are_those_of_the_equations(name, draw):
     model = drawn(tiny()[name], draw)
     shape = example_inputs(name)["image"].shape
     image, weights = torch.randn(shape, generator=draw), torch.randn(2, 3, generator=draw)
-    found = model(image)
-    gradients = torch.autograd.grad((found * weights).sum(), list(model.parameters()))
-
-    # In float64, so that only the model's own rounding is left.
-    state = {key: x.detach().double().requires_grad_() for key, x in model.state_dict().items()}
-    names = [key for key, _ in model.named_parameters()]
-    assert set(names) == set(state)
-    wanted = vssm(state, image.double(), FORWARD_TYPES[name])
-    assert distance(found, wanted) <= 1e-5
-    truth = torch.autograd.grad((wanted * weights).sum(), [state[key] for key in names])
-    assert len(gradients) == len(truth)
-    for key, got, want in zip(names, gradients, truth, strict=True):
-        assert distance(got, want) <= 1e-4, key
+    truth = by_equations(model, image.double(), weights, name)
+    plain = by_equations(model, image, weights, name)
+    names = ["logits", *(key for key, _ in model.named_parameters())]
+    for key, got, of_equations, want in zip(names, by_model(model, image, weights), plain, truth, strict=True):
+        # The cascade's norms over 8 channels can blow float32's rounding up, that of the equations as much.
+        allowed = max(1e-5 if key == "logits" else 1e-4, 10 * distance(of_equations, want))
+        assert distance(got, want) <= allowed, key
+    for key, got, want in zip(names, by_model(model.double(), image.double(), weights), truth, strict=True):
+        assert distance(got, want) <= 1e-10, key
 
 
 def test_the_oracle_sees_a_difference(draw):
