@@ -1,11 +1,9 @@
 """Classical reconstruction: data consistency, exactness where it must be exact, and gains over zero filling."""
 
-import sys
-
 import pytest
 import torch
 
-from medseq.errors import BackendError, InputError, ShapeError
+from medseq.errors import InputError, ShapeError
 from medseq.models.recon_classical import GRAPPA, POCS, CGSense, L1Wavelet, TotalVariation, ZeroFilled
 from medseq.ops.coils import rss, sens_expand
 from medseq.ops.fourier import ifft2c, to_corner
@@ -139,7 +137,7 @@ def test_grappa_leaves_full_data_and_refuses_little_calibration():
         GRAPPA((4, 5))(**given)
 
 
-@pytest.mark.parametrize(("method", "gain"), [(L1Wavelet(), 0.5), (TotalVariation(iterations=300), 0.7)])
+@pytest.mark.parametrize(("method", "gain"), [(L1Wavelet(), 0.5), (TotalVariation(), 0.5)])
 def test_compressed_sensing_beats_zero_filling(method, gain, seed):
     mask = gaussian_2d_mask((64, 64), 4, 0.02, torch.Generator().manual_seed(seed)).mask[None]
     image, given = scan(mask, noise=0.01)
@@ -169,7 +167,7 @@ def test_scale_of_the_data_is_the_scale_of_the_image(method):
     torch.testing.assert_close(found, 1e6 * wanted, rtol=0, atol=1e6 * 1e-4)
 
 
-def test_what_is_missing_is_named(monkeypatch):
+def test_what_is_missing_is_named():
     _, given = scan(columns(3, 0.2))
     without = {key: value for key, value in given.items() if key != "sens_maps"}
     assert POCS(image="rss")(**without).image.shape == (1, 64, 64)
@@ -181,7 +179,5 @@ def test_what_is_missing_is_named(monkeypatch):
         ZeroFilled(image="phase")
     with pytest.raises(InputError, match="iterations >= 1"):
         CGSense(0)
-    monkeypatch.setitem(sys.modules, "sigpy", None)
-    monkeypatch.setitem(sys.modules, "sigpy.mri", None)
-    with pytest.raises(BackendError, match=r"pip install 'medseq\[mri\]'"):
-        L1Wavelet()(**given)
+    with pytest.raises(InputError, match="lam >= 0"):
+        L1Wavelet(lam=-1)
