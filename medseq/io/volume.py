@@ -25,12 +25,12 @@ class SourceRef:
     """Where a volume came from. Never printed: paths and headers may identify a person.
 
     Attributes:
-        kind: ``dicom``, ``nifti`` or ``memory``.
+        kind: ``dicom``, ``nifti``, ``kspace`` or ``memory``.
         files: Source files, in slice order for DICOM.
         header: What the writer needs to write the same geometry and identity back; opaque to everyone else.
     """
 
-    kind: Literal["dicom", "nifti", "memory"]
+    kind: Literal["dicom", "nifti", "kspace", "memory"]
     files: tuple[Path, ...] = ()
     header: Any = field(default=None, repr=False, compare=False)
 
