@@ -80,6 +80,8 @@ class Placed:
 
     def read(self, i: int, item: dict[str, int]) -> np.ndarray:
         """Slice `i` of an item as ``(coil, row, col)`` complex64; an array without slices serves every slice."""
+        # One slice of maps serves all slices of k-space.
+        i = i if self.size("slice") > 1 else 0
         at: dict[str, int | None] = {"slice": i, "one": 0, "map": 0, **{name: item.get(name, 0) for name in ITEM_AXES}}
         raw = self.array.take([at.get(name) for name in self.axes])
         names = [name for name in self.axes if name not in at]
