@@ -80,7 +80,7 @@ template <class S> class Forward {
     const S *b = tiles_of<S>(p.packed, p, image, at.batch, k) + tile * p.states * kTile;
     const S *c = tiles_of<S>(p.packed, p, image, p.batch + at.batch, k) + tile * p.states * kTile;
     zero(y, count);
-    run_tile<S>({count, dt, x, safe}, p.states, q.rate, h, b, c, y);
+    forward_tile<S>({count, dt, x, safe}, p.states, q.rate, h, PerToken<S>{b, 0}, PerToken<S>{c, 0}, y);
     scatter_add(walk, t0, count, y_plane, y);
   }
 };

@@ -137,8 +137,8 @@ template <class S> class Backward {
     S *to_c = tiles_of<S>(g.shares, p, image, p.batch * p.parts + share, k) + first;
     for (int64_t n = 0; n < p.states; n += kTogether) {
       const int64_t many = p.states - n < kTogether ? p.states - n : kTogether;
-      run_tile_back<S>(tile, gradient, many, q.rate + n, start + n, gh + n, grate + n,
-                       Tokens<S>{b + n * kTile, sum_b}, Tokens<S>{c + n * kTile, sum_c});
+      backward_tile<S>(tile, gradient, many, q.rate + n, start + n, gh + n, grate + n,
+                       PerToken<S>{b + n * kTile, sum_b}, PerToken<S>{c + n * kTile, sum_c});
       for (int64_t i = 0; i < many; ++i) {
         add_up(sum_b + i * kTile, tile.count, to_b + (n + i) * kTile);
         add_up(sum_c + i * kTile, tile.count, to_c + (n + i) * kTile);

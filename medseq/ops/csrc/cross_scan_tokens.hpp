@@ -11,30 +11,6 @@ namespace medseq {
 namespace MEDSEQ_ISA {
 namespace {
 
-// B or C of a tile. `sum`, V[state][kTile] of the states in work, takes the gradient, one lane per channel.
-template <class S> struct Tokens {
-  typedef typename Simd<S>::V V;
-  const S *row;
-  V *sum;
-  MEDSEQ_MEMBER V at(int k, int64_t t) const { return splat(row[k * kTile + t]); }
-  MEDSEQ_MEMBER void add(int k, int64_t t, V x) const { sum[k * kTile + t] = x; }
-  MEDSEQ_MEMBER Tokens from(int64_t n) const { return {row + n * kTile, sum ? sum + n * kTile : 0}; }
-};
-
-// Functions of their own: inlined into the walk over an image, the inner loops run out of registers.
-template <class S>
-__attribute__((noinline)) void run_tile(const Tile<S> &tile, int64_t states, const typename Simd<S>::V *a,
-                                        typename Simd<S>::V *h, const S *b, const S *c, typename Simd<S>::V *y) {
-  forward_tile<S>(tile, states, a, h, Tokens<S>{b, 0}, Tokens<S>{c, 0}, y);
-}
-template <class S>
-__attribute__((noinline)) void run_tile_back(const Tile<S> &tile, const TileGradient<S> &g, int64_t states,
-                                             const typename Simd<S>::V *a, const typename Simd<S>::V *h,
-                                             typename Simd<S>::V *gh, typename Simd<S>::V *grate, Tokens<S> b,
-                                             Tokens<S> c) {
-  backward_tile<S>(tile, g, states, a, h, gh, grate, b, c);
-}
-
 // First of the tiles of direction k in arrays (..., 4, tile, state, kTile), as p.packed and g.shares are.
 template <class S> S *tiles_of(void *array, const CrossScanProblem &p, const Image<S> &image, int64_t row, int k) {
   return static_cast<S *>(array) + (row * kDirections + k) * image.tiles() * p.states * kTile;
@@ -132,29 +108,6 @@ void unpack(const CrossScanProblem &p, const CrossScanGradient &g, const Image<S
       }
     }
     write_strip(image, s, columns, backwards, to, strip);
-  }
-}
-
-// to[t] = or += the sum over the lanes of in[t]. Both have kTile places, of which the last may hold anything.
-template <class S, bool First> MEDSEQ_INLINE void lane_sums(const typename Simd<S>::V *in, int64_t count, S *to) {
-  typedef typename Simd<S>::V V;
-  typedef S Quarter __attribute__((vector_size(16)));
-  constexpr int side = Square<S>::side, parts = Lanes<S>::count / side;
-  for (int64_t t = 0; t < count; t += side) {
-    V r[side];
-    for (int i = 0; i < side; ++i) r[i] = in[t + i];
-    transpose(r);
-    V sum = r[0];
-    for (int i = 1; i < side; ++i) sum += r[i];
-    Quarter part[parts], total;
-    memcpy(part, &sum, sizeof(sum));
-    total = part[0];
-    for (int j = 1; j < parts; ++j) total += part[j];
-    if (!First) {
-      memcpy(part, to + t, sizeof(total));
-      total += part[0];
-    }
-    memcpy(to + t, &total, sizeof(total));
   }
 }
 

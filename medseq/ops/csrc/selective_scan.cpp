@@ -1,5 +1,5 @@
-// The selective scan forward. Threads share the channels; each takes a few blocks of channels at a time over all tiles,
-// so that they share the rows of B and C in cache.
+// The selective scan forward. Threads share the channels; each takes a few blocks of channels at a time over all runs of
+// tiles, so that they share the rows of B and C in cache.
 
 #include "selective_scan_block.hpp"
 
@@ -23,14 +23,17 @@ template <class S> class Forward {
   void run(int64_t batch, int64_t group, int64_t first, int64_t last) {
     arena.rewind();
     u = arena.take(kTile), dt = arena.take(kTile), x = arena.take(kTile), y = arena.take(kTile);
-    S *copy_b = reinterpret_cast<S *>(arena.take(copied(p))), *copy_c = reinterpret_cast<S *>(arena.take(copied(p)));
+    S *b = reinterpret_cast<S *>(arena.take(row_vectors<S>(p))), *c = reinterpret_cast<S *>(arena.take(row_vectors<S>(p)));
     for (int64_t i = first; i < last; ++i) open(blocks[i - first], place<S>(p, batch, group, i));
-    for (int64_t t0 = 0; t0 < p.length; t0 += kTile) {
-      int64_t count = p.length - t0 < kTile ? p.length - t0 : kTile;
-      PerToken<S> b{}, c{};
-      if (!p.constant_b) b = tile_rows<S>(p, walk, p.B, batch, group, t0, count, copy_b);
-      if (!p.constant_c) c = tile_rows<S>(p, walk, p.C, batch, group, t0, count, copy_c);
-      for (int64_t i = first; i < last; ++i) advance(blocks[i - first], t0, count, b, c);
+    for (int64_t number = 0; number < all_runs(p); ++number) {
+      const Run run = run_of(p, number);
+      if (!p.constant_b) copy_rows(p, walk, p.B, batch, group, run, b);
+      if (!p.constant_c) copy_rows(p, walk, p.C, batch, group, run, c);
+      for (int64_t i = first; i < last; ++i)
+        for (int64_t tile = 0; tile < run.tiles; ++tile) {
+          const int64_t row = tile * p.states * kTile;
+          advance(blocks[i - first], run.start(tile), run.tokens(tile), {b + row, 0}, {c + row, 0});
+        }
     }
     for (int64_t i = first; i < last; ++i)
       store_states<S>(out.last_state, blocks[i - first].at, p.channels * p.states, p.states, blocks[i - first].h);
@@ -50,9 +53,8 @@ template <class S> class Forward {
   Block blocks[kStrip];
   V *u, *dt, *x, *y; // of a tile
 
-  static int64_t copied(const SelectiveScanProblem &p) { return p.states * kTile / Lanes<S>::count + 1; }
   static int64_t vectors(const SelectiveScanProblem &p) {
-    return 4 * kTile + 2 * copied(p) + kStrip * (Parameters<S>::vectors(p) + p.states);
+    return 4 * kTile + 2 * row_vectors<S>(p) + kStrip * (Parameters<S>::vectors(p) + p.states);
   }
 
   void open(Block &block, const Place &at) {

@@ -104,14 +104,50 @@ template <class S> struct Parameters {
   }
 };
 
-// B or C of one tile in the scan's order, shared by the channels of a group. Copied, because rows that lie a power of
-// two apart would drive each other out of the cache.
+// A run of tiles, which one block of channels goes through before the next one does: of every row a piece so long that
+// the processor foresees what comes next, and so short that B and C of all tiles stay in the second-level cache.
+constexpr int64_t kLongestRun = 16;
+
+MEDSEQ_INLINE int64_t run_tiles(const SelectiveScanProblem &p) {
+  int64_t tiles = p.states ? 128 / p.states : kLongestRun;
+  return tiles < 1 ? 1 : tiles < kLongestRun ? tiles : kLongestRun;
+}
+
+struct Run {
+  int64_t first, tiles, length; // length: of the whole scan
+
+  MEDSEQ_MEMBER int64_t start(int64_t tile) const { return (first + tile) * kTile; }
+  MEDSEQ_MEMBER int64_t tokens(int64_t tile) const {
+    int64_t left = length - start(tile);
+    return left < kTile ? left : kTile;
+  }
+  MEDSEQ_MEMBER int64_t tokens() const { return (tiles - 1) * kTile + tokens(tiles - 1); }
+};
+
+MEDSEQ_INLINE int64_t all_runs(const SelectiveScanProblem &p) {
+  int64_t tokens = run_tiles(p) * kTile;
+  return (p.length + tokens - 1) / tokens;
+}
+
+MEDSEQ_INLINE Run run_of(const SelectiveScanProblem &p, int64_t number) {
+  int64_t most = run_tiles(p), first = number * most, left = (p.length + kTile - 1) / kTile - first;
+  return {first, left < most ? left : most, p.length};
+}
+
+// Vectors that hold B or C of a run.
+template <class S> MEDSEQ_INLINE int64_t row_vectors(const SelectiveScanProblem &p) {
+  return run_tiles(p) * p.states * kTile / Lanes<S>::count + 1;
+}
+
+// B or C of a run in the scan's order, [tile][state][kTile], shared by the channels of a group. Copied, because rows
+// that lie a power of two apart would drive each other out of the cache.
 template <class S>
-PerToken<S> tile_rows(const SelectiveScanProblem &p, const Walk &walk, const void *array, int64_t batch, int64_t group,
-                      int64_t t0, int64_t count, S *copy) {
+void copy_rows(const SelectiveScanProblem &p, const Walk &walk, const void *array, int64_t batch, int64_t group,
+               const Run &run, S *copy) {
   const S *rows = static_cast<const S *>(array) + (batch * p.groups + group) * p.states * p.length;
-  for (int64_t n = 0; n < p.states; ++n) copy_row(walk, t0, count, rows + n * p.length, copy + n * kTile);
-  return {copy, 0};
+  for (int64_t tile = 0; tile < run.tiles; ++tile)
+    for (int64_t n = 0; n < p.states; ++n, copy += kTile)
+      copy_row(walk, run.start(tile), run.tokens(tile), rows + n * p.length, copy);
 }
 
 // The states before a tile, which forward keeps for backward.

@@ -17,14 +17,16 @@ namespace {
 constexpr int kTogether = MEDSEQ_VECTOR_BYTES == 64 ? 4 : 2;
 
 // B or C with one number per token, the same for all channels: row[state][kTile] in the scan's order. `sum`,
-// V[state][kTile], gathers its gradient, one lane per channel.
+// V[kTogether][kTile], takes its gradient for the few states in work, one lane per channel.
 template <class S> struct PerToken {
   typedef typename Simd<S>::V V;
   const S *row;
   V *sum;
   MEDSEQ_MEMBER V at(int k, int64_t t) const { return splat(row[k * kTile + t]); }
-  MEDSEQ_MEMBER void add(int k, int64_t t, V x) const { sum[k * kTile + t] += x; }
+  MEDSEQ_MEMBER void add(int k, int64_t t, V x) const { sum[k * kTile + t] = x; }
   MEDSEQ_MEMBER PerToken from(int64_t n) const { return {row + n * kTile, sum ? sum + n * kTile : 0}; }
+  // The same for states n, n + 1, ... coming into work.
+  MEDSEQ_MEMBER PerToken next(int64_t n) const { return {row + n * kTile, sum}; }
 };
 
 // B or C with one number per channel, the same for all tokens: V[state], and as many for its gradient.
@@ -35,6 +37,7 @@ template <class S> struct PerChannel {
   MEDSEQ_MEMBER V at(int k, int64_t) const { return value[k]; }
   MEDSEQ_MEMBER void add(int k, int64_t, V x) const { sum[k] += x; }
   MEDSEQ_MEMBER PerChannel from(int64_t n) const { return {value + n, sum ? sum + n : 0}; }
+  MEDSEQ_MEMBER PerChannel next(int64_t n) const { return from(n); }
 };
 
 // One tile of one vector of channels.
@@ -63,9 +66,10 @@ MEDSEQ_INLINE void forward_states(const Tile<S> &tile, const typename Simd<S>::V
   for (int k = 0; k < K; ++k) h[k] = state[k];
 }
 
-// Advances the states h over the tile and adds what they show to y.
+// Advances the states h over the tile and adds what they show to y. A function of its own, as is backward_tile: inlined
+// into the walk over the tiles, the inner loops run out of registers.
 template <class S, class B, class C>
-void forward_tile(const Tile<S> &tile, int64_t states, const typename Simd<S>::V *a, typename Simd<S>::V *h, B b, C c,
+__attribute__((noinline)) void forward_tile(const Tile<S> &tile, int64_t states, const typename Simd<S>::V *a, typename Simd<S>::V *h, B b, C c,
                   typename Simd<S>::V *y) {
   int64_t n = 0;
   if (tile.safe) {
@@ -133,9 +137,9 @@ MEDSEQ_INLINE void backward_states(const Tile<S> &tile, const TileGradient<S> &g
 }
 
 // From the states h before the tile: takes the states' gradient gh from behind the tile to before it, and adds up the
-// gradients of A (grate), B, C and of what TileGradient names.
+// gradients of A (grate), B, C and of what TileGradient names. Where B or C are PerToken, at most kTogether states.
 template <class S, class B, class C>
-void backward_tile(const Tile<S> &tile, const TileGradient<S> &g, int64_t states, const typename Simd<S>::V *a,
+__attribute__((noinline)) void backward_tile(const Tile<S> &tile, const TileGradient<S> &g, int64_t states, const typename Simd<S>::V *a,
                    const typename Simd<S>::V *h, typename Simd<S>::V *gh, typename Simd<S>::V *grate, B b, C c) {
   int64_t n = 0;
   if (tile.safe) {

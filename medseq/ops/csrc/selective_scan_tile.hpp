@@ -7,7 +7,7 @@
 //   gather / scatter_add       through a walk from / onto a plane V[position] that load_rows filled before: what a scan
 //                              in several directions over one image wants, as every element is transposed only once
 //   copy_row / put_row         one row of scalars (of B or C) in the walk's order, and back
-//   add_lanes                  sums over channels
+//   lane_sums                  sums over channels
 //
 // A row starts at base + lane * stride; lanes beyond `lanes` (1 <= lanes <= vector length) repeat the last row when
 // loading and are never stored. All positions, strides and counts are int64.
@@ -267,18 +267,35 @@ MEDSEQ_INLINE void put_row(const Walk &walk, int64_t t0, int64_t count, const S 
   });
 }
 
-// out[i] = sum over the lanes of x[i], for `side` vectors.
-template <class S> MEDSEQ_INLINE void add_lanes(const typename Simd<S>::V *x, S *out) {
-  constexpr int side = Square<S>::side;
-  typename Simd<S>::V r[side];
-  for (int i = 0; i < side; ++i) r[i] = x[i];
-  transpose(r);
-  typename Simd<S>::V total = r[0];
-  for (int i = 1; i < side; ++i) total += r[i];
-  for (int i = 0; i < side; ++i) {
-    S sum = total[i];
-    for (int j = side; j < Lanes<S>::count; j += side) sum += total[i + j];
-    out[i] = sum;
+// Sums within every 128 bits of r[0], r[1], ..., side by side.
+MEDSEQ_INLINE Simd<double>::V fold(const Simd<double>::V *r) { return mix_low(r[0], r[1]) + mix_high(r[0], r[1]); }
+
+MEDSEQ_INLINE Simd<float>::V fold(const Simd<float>::V *r) {
+  typedef Simd<double>::V Pairs;
+  Simd<float>::V halves[2], sums[2];
+  for (int i = 0; i < 2; ++i) halves[i] = mix_low(r[2 * i], r[2 * i + 1]) + mix_high(r[2 * i], r[2 * i + 1]);
+  Pairs a[2];
+  memcpy(a, halves, sizeof(a));
+  const Pairs turned[2] = {mix_low(a[0], a[1]), mix_high(a[0], a[1])};
+  memcpy(sums, turned, sizeof(sums));
+  return sums[0] + sums[1];
+}
+
+// to[t] = or += the sum over the lanes of in[t]. Both have kTile places, of which the last may hold anything.
+template <class S, bool First> MEDSEQ_INLINE void lane_sums(const typename Simd<S>::V *in, int64_t count, S *to) {
+  typedef S Quarter __attribute__((vector_size(16)));
+  constexpr int side = Square<S>::side, parts = Lanes<S>::count / side;
+  for (int64_t t = 0; t < count; t += side) {
+    const typename Simd<S>::V sum = fold(in + t);
+    Quarter part[parts], total;
+    memcpy(part, &sum, sizeof(sum));
+    total = part[0];
+    for (int j = 1; j < parts; ++j) total += part[j];
+    if (!First) {
+      memcpy(part, to + t, sizeof(total));
+      total += part[0];
+    }
+    memcpy(to + t, &total, sizeof(total));
   }
 }
 
