@@ -10,10 +10,15 @@ import psutil
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from medseq.errors import BackendError
 from medseq.ops import backend, bi_wkv, causal_conv1d, cross_selective_scan, selective_scan
+from medseq.ops.causal_conv1d import chunked as convs
+from medseq.ops.cross_scan import chunked as crosses
+from medseq.ops.selective_scan import chunked as scans
+from medseq.ops.wkv import chunked as wkvs
 
 
 class Case(NamedTuple):
@@ -161,6 +166,50 @@ def test_ten_thousand_calls_leak_nothing(monkeypatch, case):
     before = call(500)
     # 100 bytes a call would be 1 MB: the smallest tensor or scratch that stays behind weighs more.
     assert call(10_000) - before < 1 << 20
+
+
+class Calls(TorchDispatchMode):
+    """Counts the torch operations that run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def pure_torch(name: str, tokens: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Forward and backward of an operator's chunked form on `tokens` tokens."""
+    u, delta, A = torch.ones(1, 8, tokens), torch.ones(1, 8, tokens), -torch.ones(8, 4)
+    B, image = torch.ones(1, 1, 4, tokens), torch.ones(1, 2, tokens // 20, 20)
+    steps, B4 = torch.ones(1, 4, 2, tokens // 20, 20), torch.ones(1, 4, 4, tokens // 20, 20)
+    scan, k, w = (u, delta, A, B, B, None, None, None, True, None), torch.ones(1, tokens, 8), torch.ones(8) / tokens
+    cross, convention = (image, steps, A, B4, B4, None, None, True), "chunk64" if name == "chunk64" else "exact"
+    if name == "selective_scan":
+        kept = scans.forward(*scan)[2]
+        return lambda: scans.forward(*scan), lambda: scans.backward(u, None, *scan, kept)
+    if name == "cross_selective_scan":
+        kept = crosses.forward(*cross)[1]
+        return lambda: crosses.forward(*cross), lambda: crosses.backward(image, *cross, kept)
+    if name == "causal_conv1d":
+        taps = torch.ones(8, 4)
+        return lambda: convs.forward(u, taps, None, None, True), lambda: convs.backward(u, u, taps, None, None, True)
+    return lambda: wkvs.forward(w, w, k, k, convention), lambda: wkvs.backward(k, w, w, k, k, convention)
+
+
+@pytest.mark.parametrize("name", [*backend.OPERATORS, "chunk64"])
+def test_pure_torch_loops_over_no_tokens(name):
+    counts = {}
+    for tokens in (1000, 10_000):
+        for way, run in zip(("forward", "backward"), pure_torch(name, tokens), strict=True):
+            with Calls() as calls:
+                run()
+            counts[tokens, way] = calls.count
+    for way in ("forward", "backward"):
+        assert 0 < counts[10_000, way] <= 12 * counts[1000, way]
+        assert counts[10_000, way] < 10_000 / 2
 
 
 def test_data_parallel_training_sees_the_mean_gradient(case, tmp_path):
