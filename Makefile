@@ -6,7 +6,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 EXTRAS ?= dicom,mri,dev
 # Written last by setup; newer packaging files or kernels make it run again.
 STAMP := $(VENV)/.medseq-setup
-DEBIAN := chromium orthanc orthanc-dicomweb dcmtk dicom3tools bart mricron-data invesalius-examples ismrmrd-tools
+DEBIAN := chromium orthanc orthanc-dicomweb dcmtk dicom3tools bart g++-aarch64-linux-gnu mricron-data invesalius-examples ismrmrd-tools
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check format test demo bench soak system-test-deps

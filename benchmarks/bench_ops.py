@@ -17,10 +17,18 @@ from pathlib import Path
 import torch
 from bench_wkv import machine, recurrence
 from ops_measure import Claim, exponent, interleaved, limit_contestants, peak_bytes
-from ops_peers import mambapy_scan, materialised_cross_scan, reference_scan, with_gradients
+from ops_peers import (
+    convolution_and_silu,
+    mambapy_scan,
+    materialised_cross_scan,
+    reference_scan,
+    transformers_layer,
+    with_gradients,
+)
 from torch import Tensor
 
-from medseq.ops import bi_wkv, cross_selective_scan, selective_scan
+from medseq.nn.mamba import Mamba
+from medseq.ops import bi_wkv, causal_conv1d, cross_selective_scan, selective_scan
 from medseq.ops.backend import compiled_kernels
 from medseq.ops.selective_scan import chunked, naive
 
@@ -144,29 +152,89 @@ def part_cross(rounds: int) -> tuple[list[Claim], dict]:
 
 
 def part_wkv(rounds: int) -> tuple[list[Claim], dict]:
-    """bi_wkv against the recurrence, and its rate at 16 times the length."""
+    """bi_wkv against the recurrence, and the rate of both conventions at 16 times the length."""
 
     def inputs(length: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(0)
         w, u = (torch.randn(96, generator=generator) / length for _ in range(2))
         return [w, u, *(torch.randn(1, length, 96, generator=generator) for _ in range(2))]
 
-    short, long = inputs(4096), inputs(65536)
+    def calls(length: int, convention: str):
+        """The bare operator forward and backward: no memory from autograd between them."""
+        tensors = inputs(length)
+        backward = torch.ops.medseq.bi_wkv_backward
+        return lambda: bi_wkv(*tensors, convention), lambda: backward(tensors[3], *tensors, convention)
+
+    short = inputs(4096)
     times = interleaved({"medseq": lambda: bi_wkv(*short), "recurrence": lambda: recurrence(*short)}, rounds)
-    lengths = interleaved({"4096": lambda: bi_wkv(*short), "65536": lambda: bi_wkv(*long)}, rounds)
+    lengths = {}
+    for convention in ("exact", "chunk64"):
+        near, far = calls(4096, convention), calls(65536, convention)
+        runs = {"forward 4096": near[0], "forward 65536": far[0], "backward 4096": near[1], "backward 65536": far[1]}
+        lengths[convention] = interleaved(runs, 2 * rounds)
     # The recurrence trains for half a minute; once is enough to tell a factor of a thousand.
     ours = interleaved({"medseq": with_gradients(bi_wkv, short)}, rounds)["medseq"]
     start = time.process_time()
     with_gradients(recurrence, short)()
     trained = time.process_time() - start
     forward = times["recurrence"]["median"] / times["medseq"]["median"]
-    rate = 16 * lengths["4096"]["median"] / lengths["65536"]["median"]
     data = {"forward": times, "lengths": lengths, "both": {"medseq": ours, "recurrence": trained}}
-    return [
+    claims = [
         Claim("bi_wkv (1,4096,96) forward over the recurrence", forward, 150, stretch=250),
         Claim("bi_wkv forward and backward over the recurrence", trained / ours["median"], 1000, stretch=1500),
-        Claim("bi_wkv tokens/s at 65536 over 4096", rate, 0.75, unit=""),
+    ]
+    for convention, seconds in lengths.items():
+        for way in ("forward", "backward"):
+            # The least time: 65536 tokens are in no cache, and neighbours on the machine share its memory.
+            rate = 16 * seconds[f"{way} 4096"]["least"] / seconds[f"{way} 65536"]["least"]
+            claims.append(Claim(f"bi_wkv {convention} {way}, tokens/s at 65536 over 4096", rate, 0.75, unit=""))
+    return claims, data
+
+
+def part_conv(rounds: int) -> tuple[list[Claim], dict]:
+    """causal_conv1d with SiLU against torch's depthwise convolution and its SiLU."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(*shape, generator=generator) for shape in ((1, 768, 4096), (768, 4), (768,))]
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return causal_conv1d(x, weight, bias, "silu")
+
+    agree(ours(*tensors), convolution_and_silu(*tensors))
+    ahead = {"medseq": lambda: ours(*tensors), "peer": lambda: convolution_and_silu(*tensors)}
+    both = {"medseq": with_gradients(ours, tensors), "peer": with_gradients(convolution_and_silu, tensors)}
+    data = {"forward": interleaved(ahead, rounds), "both": interleaved(both, rounds)}
+    ratios = {way: times["peer"]["median"] / times["medseq"]["median"] for way, times in data.items()}
+    return [
+        Claim("causal_conv1d (1,768,4096), 4 taps, over conv1d and silu", ratios["forward"], 1),
+        Claim("causal_conv1d forward and backward over conv1d and silu", ratios["both"], 1),
     ], data
+
+
+def part_layer(rounds: int) -> tuple[list[Claim], dict]:
+    """A whole Mamba layer against that of transformers with the same weights, (1,1024,384): if it is installed."""
+    peer, layer = transformers_layer(384), Mamba(384).eval()
+    if peer is None:
+        print("  transformers is not installed: nothing compared")
+        return [], {"transformers": "not installed"}
+    from transformers import __version__
+
+    layer.load_state_dict(peer.state_dict())
+    x = torch.randn(1, 1024, 384, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        agree(layer(x), peer(x))
+        times = interleaved({"medseq": lambda: layer(x), "peer": lambda: peer(x)}, rounds)
+    ours = interleaved({"medseq": with_gradients(layer, [x])}, rounds)["medseq"]
+    # Its backward takes minutes at this length: a gradient as large as the whole table for every token.
+    few = x[:, :256].contiguous()
+    both = interleaved({"medseq": with_gradients(layer, [few]), "peer": with_gradients(peer, [few])}, 1)
+    return [
+        Claim("Mamba layer forward over transformers'", times["peer"]["median"] / times["medseq"]["median"], 1),
+        Claim(
+            "Mamba layer forward and backward, 256 tokens, over it",
+            both["peer"]["median"] / both["medseq"]["median"],
+            1,
+        ),
+    ], {"transformers": __version__, "forward": times, "both": {"medseq": ours}, "both, 256 tokens": both}
 
 
 def part_scaling(rounds: int) -> tuple[list[Claim], dict]:
@@ -289,6 +357,8 @@ PARTS = {
     "scan": part_scan,
     "cross": part_cross,
     "wkv": part_wkv,
+    "conv": part_conv,
+    "layer": part_layer,
     "scaling": part_scaling,
     "memory": part_memory,
     "accuracy": part_accuracy,

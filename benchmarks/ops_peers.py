@@ -1,13 +1,22 @@
 """What bench_ops.py compares with, written from definitions in torch operations, as one would without a kernel."""
 
+from importlib.util import find_spec
+
 import torch
 from mambapy.pscan import pscan
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseq.ops import cross_merge, cross_scan, selective_scan
 
-__all__ = ["mambapy_scan", "materialised_cross_scan", "reference_scan", "with_gradients"]
+__all__ = [
+    "convolution_and_silu",
+    "mambapy_scan",
+    "materialised_cross_scan",
+    "reference_scan",
+    "transformers_layer",
+    "with_gradients",
+]
 
 
 def reference_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
@@ -43,6 +52,26 @@ def materialised_cross_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: T
     u = cross_scan(x).view(batch, 4 * channel, row * col)
     y = selective_scan(u, delta.flatten(1, 2), A, B, C, D, delta_softplus=True)
     return cross_merge(y.view(batch, 4, channel, row, col))
+
+
+def convolution_and_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The depthwise convolution of torch, of a padded sequence, cut, and its SiLU."""
+    width = weight.shape[1]
+    y = F.conv1d(x, weight[:, None], bias, padding=width - 1, groups=len(weight))
+    return F.silu(y[..., : x.shape[2]])
+
+
+def transformers_layer(dim: int) -> nn.Module | None:
+    """A Mamba layer of the transformers package, whose way on a CPU is a loop over tokens; None if not installed.
+
+    No dependency: `pip install transformers` for this comparison. Its parameters have the names of ours.
+    """
+    if find_spec("transformers") is None:
+        return None
+    from transformers import MambaConfig
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+
+    return MambaMixer(MambaConfig(hidden_size=dim, state_size=16, expand=2, use_mambapy=False), layer_idx=0).eval()
 
 
 def with_gradients(function, tensors: list[Tensor]):
