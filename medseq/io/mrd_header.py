@@ -1,14 +1,22 @@
-"""The XML header of ISMRMRD and fastMRI files: what medseq needs of it, and nothing of the patient."""
+"""The XML header of ISMRMRD and fastMRI files: what medseq needs of it. What leads to the patient is never printed."""
 
 import math
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from medseq.errors import FormatError
 
-__all__ = ["Encoding", "Limit", "MRDHeader", "Space", "parse_mrd_header"]
+__all__ = ["STUDY_FIELDS", "Encoding", "Limit", "MRDHeader", "Space", "parse_mrd_header"]
 
 _MAX_BYTES = 16 << 20
+# What a DICOM writer can use, by element name.
+STUDY_FIELDS = (
+    *("patientName", "patientID", "patientBirthdate", "patientGender", "patientWeight_kg", "patientPosition"),
+    *("studyDate", "studyTime", "studyID", "accessionNumber", "studyDescription", "studyInstanceUID"),
+    *("frameOfReferenceUID", "protocolName", "seriesDescription", "initialSeriesNumber", "bodyPartExamined"),
+    *("systemVendor", "systemModel", "systemFieldStrength_T", "H1resonanceFrequency_Hz"),
+    *("TR", "TE", "TI", "flipAngle_deg"),
+)
 
 
 @dataclass(frozen=True)
@@ -51,10 +59,12 @@ class Encoding:
 
 @dataclass(frozen=True)
 class MRDHeader:
-    """Encodings and the relative noise bandwidth of the receiver."""
+    """Encodings, the relative noise bandwidth of the receiver, and the elements of `STUDY_FIELDS` that have a text."""
 
     encodings: tuple[Encoding, ...]
     noise_bandwidth: float = 1.0
+    # Not in the repr: it names the patient.
+    study: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
 
 def parse_mrd_header(text: str | bytes, where: str) -> MRDHeader:
@@ -89,7 +99,8 @@ def parse_mrd_header(text: str | bytes, where: str) -> MRDHeader:
             wanted="encodedSpace and reconSpace with matrixSize x, y, z",
             remedy="convert the raw data again",
         )
-    return MRDHeader(encodings, bandwidth if 0 < bandwidth <= 1 else 1.0)
+    study = {name: (root.findtext(f".//{name}") or "").strip() for name in STUDY_FIELDS}
+    return MRDHeader(encodings, bandwidth if 0 < bandwidth <= 1 else 1.0, {k: v for k, v in study.items() if v})
 
 
 def _encoding(element: ET.Element) -> Encoding:
