@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from medseq.errors import BackendError, InputError
+from medseq.io.kspace_bart import write_cfl
 
 __all__ = ["bart", "bart_timed", "from_bart", "pics_sign", "to_bart"]
 
@@ -48,7 +49,7 @@ def bart_timed(
     with tempfile.TemporaryDirectory(prefix="bart-") as name:
         folder = Path(name)
         for i, array in enumerate(inputs):
-            _write_cfl(folder / f"in{i}", array)
+            write_cfl(folder / f"in{i}", array)
         names = [f"in{i}" for i in range(len(inputs))] + [f"out{i}" for i in range(outputs)]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         try:
@@ -88,11 +89,6 @@ def pics_sign(*sizes: int) -> int:
     if any(n % 2 for n in sizes):
         raise InputError("pics transforms images of even sizes only", found=sizes)
     return (-1) ** sum(n // 2 % 2 for n in sizes)
-
-
-def _write_cfl(path: Path, array: np.ndarray) -> None:
-    path.with_suffix(".hdr").write_text("# Dimensions\n" + " ".join(str(n) for n in array.shape) + "\n")
-    np.asarray(array, np.complex64).flatten(order="F").tofile(path.with_suffix(".cfl"))
 
 
 def _read_cfl(path: Path) -> np.ndarray:
