@@ -20,6 +20,7 @@ from medseq.io.volume import VolumeHeader, VolumeReader
 
 if TYPE_CHECKING:
     from medseq.io.dicom_display import DisplayWindow
+    from medseq.io.dicom_raw import RawDicomWriter
     from medseq.io.dicom_write import DicomSeriesWriter
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "DicomStack",
     "Frame",
     "PixelFormat",
+    "RawDicomWriter",
     "Skipped",
     "display_window",
     "group_dicom",
@@ -81,10 +83,15 @@ def _require_pydicom() -> None:
 
 
 def __getattr__(name: str) -> object:
-    # The writer's module needs pydicom; everything else here is importable without it.
+    # The writers' modules need pydicom; everything else here is importable without it.
     if name == "DicomSeriesWriter":
         _require_pydicom()
         from medseq.io.dicom_write import DicomSeriesWriter
 
         return DicomSeriesWriter
+    if name == "RawDicomWriter":
+        _require_pydicom()
+        from medseq.io.dicom_raw import RawDicomWriter
+
+        return RawDicomWriter
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from medseq.errors import OutputError, ShapeError
-from medseq.io.dicom import group_dicom, open_dicom
-from medseq.io.kspace_dicom import RawDicomWriter
+from medseq.io.dicom import RawDicomWriter, group_dicom, open_dicom
 from medseq.io.kspace_open import open_kspace
 from medseq.io.kspace_write import recon_header
 from medseq.io.volume import VolumeWriter
