@@ -1,16 +1,18 @@
 """What bench_ops.py measures with: interleaved timing, peak memory, the machine's own limits, and claims."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from medseq.ops.backend import compiled_kernels, cpu_isa
 
-__all__ = ["Claim", "exponent", "interleaved", "limit_contestants", "peak_bytes"]
+__all__ = ["Claim", "agree", "exponent", "interleaved", "limit_contestants", "peak_bytes"]
 
 Contestants = dict[str, Callable[[], object]]
 _SHORTEST = 0.02  # seconds a timing lasts at least: shorter calls are repeated
@@ -104,3 +106,10 @@ def exponent(sizes: list[int], values: list[float]) -> float:
     y = torch.tensor(values, dtype=torch.float64).clamp(min=1e-12).log()
     x, y = x - x.mean(), y - y.mean()
     return ((x * y).sum() / (x * x).sum()).item()
+
+
+def agree(ours: Tensor, theirs: Tensor) -> None:
+    """Stops the benchmark where contestants compute different things."""
+    error = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+    if not error < 1e-4:
+        sys.exit(f"results differ by {error:.1e}: nothing was compared")
