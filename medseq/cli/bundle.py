@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from medseq.inference.bundle import Bundle
 
-__all__ = ["bundle", "load_mapping", "make_bundle", "read_state_dict", "software_versions"]
+__all__ = ["bundle", "checkpoint_weights", "load_mapping", "make_bundle", "read_state_dict", "software_versions"]
 
 INTENDED_USE = "Research use only, not for diagnosis"
 
@@ -173,6 +173,16 @@ def read_state_dict(path: Path) -> Any:
             found=str(error).splitlines()[0][:200],
             remedy="save its state_dict() with torch.save or safetensors",
         ) from None
+
+
+def checkpoint_weights(path: Path) -> "dict[str, Tensor]":
+    """The network's weights in a training checkpoint, the averaged ones if the run kept them.
+
+    Raises:
+        InputError: No such file.
+        BundleError: Not a training checkpoint.
+    """
+    return _weights(_load_checkpoint(path)["state_dict"])[0]
 
 
 def _load_checkpoint(path: Path) -> dict[str, Any]:

@@ -12,8 +12,11 @@ __all__ = ["fit"]
 
 def fit(
     ctx: typer.Context,
-    task: Annotated[str, typer.Argument(help="What to train: restore.")],
+    task: Annotated[str, typer.Argument(help="What to train: recon, restore.")],
     ckpt: Annotated[Path | None, typer.Option("--ckpt", help="Resume from this checkpoint.")] = None,
+    init: Annotated[
+        str | None, typer.Option("--init", help="Start from the weights of this bundle or checkpoint: fine-tuning.")
+    ] = None,
     card: Annotated[Path | None, typer.Option("--card", help="Model card for the bundle that ends the run.")] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -24,13 +27,14 @@ def fit(
     prints the resolved configuration. The run ends with a bundle beside the checkpoints.
     """
     from medseq.cli.bundle import make_bundle
-    from medseq.cli.training import task_cli
+    from medseq.cli.training import start_from, task_cli
     from medseq.errors import InputError
 
     for option, path in (("--ckpt", ckpt), ("--card", card)):
         if path is not None and not path.is_file():
             raise InputError("no such file", where=option, found=path.name)
     cli = task_cli("fit", task, ctx.args, quiet=quiet)
+    start_from(cli.model, init, resumed=ckpt is not None)
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
     except SystemExit:

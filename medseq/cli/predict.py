@@ -12,7 +12,7 @@ __all__ = ["predict"]
 
 def predict(
     bundle: Annotated[str, typer.Argument(help="Name of a shipped model (medseq zoo), or path of a bundle.")],
-    input: Annotated[Path, typer.Argument(help="File or folder: DICOM, NIfTI.")],
+    input: Annotated[Path, typer.Argument(help="File or folder: DICOM, NIfTI, or raw MR data.")],
     output: Annotated[Path, typer.Argument(help="Folder for results, ledger and report; run again to resume.")],
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")] = "cpu",
     names: Annotated[
@@ -23,8 +23,8 @@ def predict(
         typer.Option("--modality", help="What the input is, where its files do not say: CT, MR …"),
     ] = None,
     strength: Annotated[
-        float, typer.Option("--strength", min=0.0, max=1.0, help="Share of the change to apply.")
-    ] = 1.0,
+        float | None, typer.Option("--strength", min=0.0, max=1.0, help="Share of the change to apply; default 1.")
+    ] = None,
     tile: Annotated[int | None, typer.Option("--tile", help="Side of a tile for large planes.")] = None,
     overlap: Annotated[
         float | None, typer.Option("--overlap", help="Share of a tile that the next one covers.")
@@ -32,6 +32,19 @@ def predict(
     batch: Annotated[int | None, typer.Option("--batch", help="Planes or tiles a forward pass.")] = None,
     difference: Annotated[bool, typer.Option("--difference", help="Also write result - input.")] = False,
     resample: Annotated[bool, typer.Option("--resample", help="Put unevenly spaced slices on an even grid.")] = False,
+    sens: Annotated[
+        Literal["auto", "given", "espirit", "estimate"] | None,
+        typer.Option("--sens", help="Raw data: where coil sensitivities come from; default auto."),
+    ] = None,
+    fft: Annotated[
+        Literal["centre", "corner"] | None, typer.Option("--fft", help="Raw data: where the zero frequency stands.")
+    ] = None,
+    virtual_coils: Annotated[
+        int | None, typer.Option("--virtual-coils", min=1, help="Raw data: compress to so many coils; default 16.")
+    ] = None,
+    orientations: Annotated[
+        int | None, typer.Option("--orientations", min=1, max=8, help="Raw data: views averaged; 1 is fastest.")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Hash finished work again before it is trusted.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try items again that failed before.")] = False,
     new_run: Annotated[
@@ -67,6 +80,10 @@ def predict(
             batch=batch,
             difference=difference,
             resample=resample,
+            sens=sens,
+            fft=fft,
+            virtual_coils=virtual_coils,
+            orientations=orientations,
             verify=verify,
             retry_failed=retry_failed,
             new_run=new_run,

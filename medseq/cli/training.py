@@ -1,15 +1,18 @@
 """What `fit` and `validate` share: the table of tasks, and shipped configurations by name. Light to import."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medseq.cli.share import find_config
-from medseq.errors import InputError
+from medseq.errors import BundleError, InputError
 
 if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule
+
     from medseq.cli.lightning import TaskCLI
 
-__all__ = ["TASKS", "task_cli"]
+__all__ = ["TASKS", "start_from", "task_cli"]
 
 # Name -> (module, LightningModule, LightningDataModule): a new task is one line here.
 TASKS = {
@@ -37,6 +40,43 @@ def task_cli(verb: str, task: str, arguments: Sequence[str], *, quiet: bool = Fa
     from medseq.cli.lightning import build
 
     return build(f"{verb} {task}", TASKS[task], arguments, quiet=quiet)
+
+
+def start_from(task: "LightningModule", source: str | None, *, resumed: bool = False) -> None:
+    """Give a new training the weights of an old one, in the network and in its average.
+
+    Args:
+        task: The task, built.
+        source: A checkpoint of a training (``.ckpt``), or a bundle, by name or by path; None changes nothing.
+        resumed: The run goes on from a checkpoint of its own.
+
+    Raises:
+        InputError: Both at once.
+        BundleError: No such bundle, or weights that do not fit the network; both sides are named.
+    """
+    if source is None:
+        return
+    if resumed:
+        raise InputError("--ckpt resumes a run, --init begins another", remedy="give one of the two")
+    from medseq.cli.bundle import checkpoint_weights
+    from medseq.inference.bundle import load_bundle
+
+    if source.endswith(".ckpt"):
+        state = checkpoint_weights(Path(source))
+    else:
+        state = load_bundle(source).build_model().state_dict()
+    own = task.net.state_dict()
+    wrong = [key for key in own.keys() | state.keys() if key not in own or key not in state]
+    wrong += [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
+    if wrong:
+        raise BundleError(
+            "the weights are not those of this network",
+            where=source,
+            found=f"{len(wrong)} keys that differ, such as {min(wrong)}",
+            wanted="the same architecture as model.net",
+        )
+    task.net.load_state_dict(state)
+    task.ema.load_state_dict(state)
 
 
 def _shipped_configs(arguments: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from medseq.data.coil_fields import smooth_field, uniform
 from medseq.data.content import interpolate, photographs
-from medseq.data.example import colin27, mni152
+from medseq.data.example import colin27, colin27_fine, mni152
 
 __all__ = ["brain_image", "signal"]
 
@@ -64,64 +64,73 @@ def brain_image(shape: tuple[int, int], generator: torch.Generator, fine: int = 
         generator: Source of randomness.
         fine: How much finer the grid is: the scan then cuts k-space off as a scanner does.
     """
-    kind = uniform((0, 1), generator)
-    if kind < 0.06:
-        image = _pick(photographs().slices, generator)
-    elif kind < 0.32:
-        image = _tissue_contrast(generator)
-    else:
-        # The template has no scalp, and fat around the brain is what aliases most.
-        image = _pick(_slices(0 if uniform((0, 1), generator) < 0.8 else 1), generator)
-        if uniform((0, 1), generator) < 0.6:
-            image = _remap(image, generator)
-    image = _place(image, shape, fine, generator)
+    image, detail = _source(generator)
+    if uniform((0, 1), generator) < 0.5:
+        image = _sharpened(image, uniform((0, 2), generator))
+    if uniform((0, 1), generator) < 0.3:
+        image = image * (1 + uniform((0, 0.08), generator) * torch.randn(image.shape, generator=generator))
+    image = _place(image, shape, fine, detail, generator)
     if uniform((0, 1), generator) < 0.5:
         grade = uniform((0, 0.4), generator)
         knots = 3 + int(torch.randint(3, (), generator=generator))
         image = image * torch.exp(grade * smooth_field((image.shape[0], image.shape[1]), knots, generator)[0])
-    if uniform((0, 1), generator) < 0.2:
-        image = image * (1 + uniform((0, 0.08), generator) * torch.randn(image.shape, generator=generator))
     if uniform((0, 1), generator) < 0.3:
         image = _lesions(image, generator)
     return image.clamp_min(0)
 
 
-@cache
-def _volumes() -> list[Tensor]:
-    """Head volumes, 1 = their 99th percentile: T1 of Colin27 and of MNI152; 8-bit steps stay below the noise."""
-    out = []
-    for volume in (colin27(), mni152("t1")):
-        array = np.asarray(volume.array, dtype=np.float32)
-        out.append(torch.from_numpy(array / np.percentile(array[array > 0], 99)).clamp(max=1.6))
-    return out
+def _source(generator: torch.Generator) -> tuple[Image, float]:
+    """A slice at its own resolution, and how many of its pixels a scan's pixel must at least have to show detail."""
+    kind = uniform((0, 1), generator)
+    if kind < 0.12:
+        return _pick(photographs().slices, generator), 1.2
+    if kind < 0.32:
+        return _tissue_contrast(generator), 1.0
+    # The template has no scalp, and fat around the brain is what aliases most.
+    name = "mni152" if kind < 0.42 else "colin27" if kind < 0.62 else "colin27_fine"
+    image = _pick(_slices(name), generator).float() / _volume(name)[1]
+    if uniform((0, 1), generator) < 0.6:
+        image = _remap(image, generator)
+    return image.clamp(max=1.6), {"colin27_fine": 2.2, "colin27": 1.4, "mni152": 1.1}[name]
 
 
 @cache
-def _slices(number: int) -> tuple[Tensor, ...]:
-    """Slices of a volume along its three axes that show enough of the head, every second one."""
-    volume = _volumes()[number]
-    return tuple(volume.select(axis, index).contiguous() for axis, index in _useful(volume))
+def _volume(name: str) -> tuple[Tensor, float]:
+    """A head volume as stored (8 bit), and its 99th percentile."""
+    volume = {"colin27": colin27, "colin27_fine": colin27_fine, "mni152": lambda: mni152("t1")}[name]()
+    array = np.asarray(volume.array)
+    return torch.from_numpy(array.astype(np.uint8)), float(np.percentile(array[array > 0], 99))
+
+
+@cache
+def _slices(name: str) -> tuple[Tensor, ...]:
+    """Slices of a volume along its three axes that show enough of the head, 8 bit."""
+    volume, top = _volume(name)
+    return tuple(volume.select(axis, index).contiguous() for axis, index in _useful(volume, 0.15 * top))
 
 
 @cache
 def _tissue_slices() -> tuple[Tensor, ...]:
     """Slices ``(5, row, col)``: white matter, grey matter, CSF, fat-like and the T1 image, of MNI152."""
-    t1 = _volumes()[1]
+    stored, top = _volume("mni152")
+    t1 = (stored.float() / top).clamp(max=1.6)
     wm, gm = (torch.from_numpy(np.asarray(mni152(kind).array, dtype=np.float32) / 255.0) for kind in ("wm", "gm"))
     rest = (1 - wm - gm).clamp(0, 1) * (t1 > 0.05)
     # What is neither: dark in T1 is taken for fluid (bone is darker still), bright for fat of skin and marrow.
     bright = torch.sigmoid((t1 - 0.55) * 12)
     fluid = rest * (1 - bright) * torch.sigmoid((t1 - 0.12) * 40)
     stack = torch.stack([wm, gm, fluid, rest * bright, t1])
-    return tuple(stack.select(axis + 1, index).contiguous() for axis, index in _useful(t1))
+    return tuple(stack.select(axis + 1, index).contiguous() for axis, index in _useful(t1, 0.15))
 
 
-def _useful(volume: Tensor) -> list[tuple[int, int]]:
+def _useful(volume: Tensor, bright: float) -> list[tuple[int, int]]:
+    """Axis and index of slices that show enough of the head, about one in 2 mm."""
+    step = 2 if max(volume.shape) < 300 else 4
     return [
         (axis, index)
         for axis in range(3)
-        for index in range(0, volume.shape[axis], 2)
-        if float((volume.select(axis, index) > 0.15).float().mean()) > 0.12
+        for index in range(0, volume.shape[axis], step)
+        if float((volume.select(axis, index) > bright).float().mean()) > 0.12
     ]
 
 
@@ -153,16 +162,26 @@ def _remap(image: Image, generator: torch.Generator) -> Image:
     return (1 - weight) * image + weight * interpolate(image, torch.cat([torch.zeros(1), values]))
 
 
-def _place(image: Image, shape: tuple[int, int], fine: int, generator: torch.Generator) -> Image:
-    """Rotate, shear, zoom and shift onto the fine grid; either the head fits the field of view or a part fills it."""
+def _sharpened(image: Image, amount: float) -> Image:
+    """More fine detail than averaged heads have: an unsharp mask of one pixel."""
+    blurred = F.avg_pool2d(F.pad(image[None, None], (1, 1, 1, 1), mode="replicate"), 3, stride=1)[0, 0]
+    return (image + amount * (image - blurred)).clamp_min(0)
+
+
+def _place(image: Image, shape: tuple[int, int], fine: int, detail: float, generator: torch.Generator) -> Image:
+    """Rotate, shear, zoom and shift onto the fine grid; either the head fits the field of view or a part fills it.
+
+    A scan's pixel is never smaller than `detail` source pixels: real scans have structure up to their resolution, and
+    a magnified image would teach the network that high frequencies are empty.
+    """
     rows, cols = fine * shape[0], fine * shape[1]
     fitting = uniform((0, 1), generator) < 0.55
     if fitting:
         # Source pixels per scan pixel, so that the head fills three quarters to all of the field of view.
         step = max(image.shape[0] / shape[0], image.shape[1] / shape[1]) * uniform((0.8, 1.15), generator)
-        step = min(max(step, 0.6), 1.9)
+        step = min(max(step, detail), 2.2 * detail)
     else:
-        step = uniform((0.6, 1.35), generator)
+        step = detail * uniform((1.0, 2.0), generator)
     angle = uniform((-0.2, 0.2), generator) if uniform((0, 1), generator) < 0.85 else uniform((0, 6.28), generator)
     stretch, shear = uniform((0.93, 1.07), generator), uniform((-0.05, 0.05), generator)
     mirror = -1.0 if uniform((0, 1), generator) < 0.5 else 1.0

@@ -45,9 +45,11 @@ class Layout:
     Attributes:
         item_id: The item.
         names: ``id`` or ``source``.
-        kind: ``dicom`` or ``nifti``: results are of the kind of their input.
+        kind: ``dicom``, ``nifti`` or ``kspace``: results are of the kind of their input, those of raw data NIfTI and
+            HDF5.
         first: Relative path of its first input file.
         resampled: Its grid is no longer the source's, so that DICOM becomes NIfTI.
+        part: Which acquisition of its file it is; empty for the only one.
     """
 
     item_id: str
@@ -55,6 +57,7 @@ class Layout:
     kind: str
     first: str
     resampled: bool = False
+    part: str = ""
 
     @property
     def writes_dicom(self) -> bool:
@@ -67,11 +70,21 @@ class Layout:
         if self.kind == "dicom":
             folder = (PurePosixPath() if self.names == "id" else source.parent) / self.item_id
             return folder / (role if self.writes_dicom else f"{role}.nii.gz")
+        if self.kind == "kspace":
+            return self.file(role, ".nii.gz")
         if self.names == "id":
             return PurePosixPath(self.item_id, f"{role}.nii.gz")
         suffix = ".nii.gz" if source.name.lower().endswith(".nii.gz") else ".nii"
         stem = source.name[: -len(suffix)]
         return source.with_name(f"{stem}{suffix}" if role == "result" else f"{stem}_{role}{suffix}")
+
+    def file(self, role: Role, suffix: str) -> PurePosixPath:
+        """A file that is no volume of the kind of the input."""
+        if self.names == "id":
+            return PurePosixPath(self.item_id, f"{role}{suffix}")
+        source = PurePosixPath(self.first)
+        words = [source.stem, self.part.replace(" ", "-"), "" if role == "result" else role]
+        return source.with_name("_".join(word for word in words if word) + suffix)
 
     @property
     def preview(self) -> PurePosixPath:
@@ -95,6 +108,18 @@ class ItemSink:
     def __init__(self, stage: Path, layout: Layout, identity: Identity, plane: int) -> None:
         self._stage, self._layout, self._identity, self._plane = stage, layout, identity, plane
         self._result: _TappedWriter | None = None
+        self.before: np.ndarray | None = None
+
+    def file(self, role: Role, suffix: str) -> Path:
+        """Where to write a file that is no volume; see `Layout.file`."""
+        path = self._stage / self._layout.file(role, suffix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def seen(self, plane: int, image: np.ndarray) -> None:
+        """What a plane looked like before, where the input itself is no image; the kept plane is copied."""
+        if plane == self._plane:
+            self.before = image.copy()
 
     def volume(self, role: Role) -> VolumeWriter:
         """A writer for a role; see `medseq.inference.predictor.Sink`."""
@@ -110,6 +135,11 @@ class ItemSink:
     def plane(self) -> np.ndarray | None:
         """The kept plane of the result ``(row, col)``."""
         return None if self._result is None else self._result.kept
+
+    @property
+    def header(self) -> VolumeHeader | None:
+        """What the result was begun with."""
+        return None if self._result is None else self._result.header
 
     def _writer(self, role: Role, path: Path) -> Any:
         if self._layout.writes_dicom:
@@ -137,12 +167,14 @@ class _TappedWriter:
     def __init__(self, writer: Any, plane: int) -> None:
         self._writer, self._plane = writer, plane
         self.kept: np.ndarray | None = None
+        self.header: VolumeHeader | None = None
 
     @property
     def clipped(self) -> int:
         return int(getattr(self._writer, "clipped", 0))
 
     def begin(self, header: VolumeHeader) -> None:
+        self.header = header
         self._writer.begin(header)
 
     def write(self, lo: int, planes: np.ndarray) -> None:

@@ -7,14 +7,20 @@ from pathlib import Path
 
 from medseq.errors import InputError
 from medseq.inference.check import output_problem
-from medseq.inference.discover import Found
+from medseq.inference.found import Found
 from medseq.inference.ledger import Ledger
 from medseq.inference.worker import RETRY_CODES, input_sha256
 
 __all__ = ["register", "requeue", "require_something"]
 
 
-def require_something(items: Iterator[Found]) -> Iterator[Found]:
+_WANTED = {
+    "volume": "DICOM images or NIfTI (.nii, .nii.gz)",
+    "kspace": "raw MR data (fastMRI or Calgary-Campinas HDF5, ISMRMRD, BART .cfl, .npy, .npz)",
+}
+
+
+def require_something(items: Iterator[Found], inputs: str = "volume") -> Iterator[Found]:
     """The same items, once one of them turned out to be more than a file to skip.
 
     Raises:
@@ -30,8 +36,8 @@ def require_something(items: Iterator[Found]) -> Iterator[Found]:
     raise InputError(
         "nothing to process in the input",
         found=f"{len(seen)} files: {words}" if seen else "an empty folder",
-        wanted="DICOM images or NIfTI (.nii, .nii.gz)",
-        remedy="give the folder that holds the images",
+        wanted=_WANTED[inputs],
+        remedy="give the folder that holds them",
     )
 
 

@@ -57,6 +57,14 @@ class Sink(Protocol):
         """A `medseq.io.volume.VolumeWriter` for this role."""
         ...
 
+    def file(self, role: Role, suffix: str) -> Path:
+        """Where to write a file of this role that is no volume."""
+        ...
+
+    def seen(self, plane: int, image: Any) -> None:
+        """Show a plane of the input, where the input itself is no image."""
+        ...
+
 
 class Predictor(Protocol):
     """One loaded model, ready for items.

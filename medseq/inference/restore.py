@@ -15,6 +15,7 @@ import torch
 from medseq.data.transforms import apply_chain, fit_chain, invert_chain
 from medseq.errors import BackendError, BundleError, FormatError, InputError
 from medseq.inference.bundle import Bundle
+from medseq.inference.device import require_device
 from medseq.inference.fidelity import Fidelity, check_flags
 from medseq.inference.predictor import Estimate, Flag, Output, Prediction, Role, Sink, Stopped
 from medseq.inference.restore_params import RestoreParams
@@ -64,7 +65,7 @@ class RestorePredictor:
         self._params = RestoreParams.resolve(
             bundle.config, tile=tile, overlap=overlap, batch=batch, strength=strength, difference=difference
         )
-        self._config, self._device = bundle.config, _device(device)
+        self._config, self._device = bundle.config, require_device(device)
         self._model = bundle.build_model(self._device)
         self._chain = bundle.transforms()
         self._seconds_per_pixel = 0.0
@@ -246,13 +247,3 @@ def _read(reader: VolumeReader, lo: int, hi: int) -> tuple[np.ndarray, np.ndarra
 
 def _output(role: Role, paths: Sequence[Any]) -> Output:
     return Output(role, "dicom" if str(paths[0]).endswith(".dcm") else "nifti", tuple(paths))
-
-
-def _device(name: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError("no such device", found=str(name), wanted="cpu, cuda or cuda:0") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise BackendError("no CUDA device", found=str(name), wanted="cpu", remedy="medseq doctor says why")
-    return device

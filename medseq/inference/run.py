@@ -35,11 +35,12 @@ from medseq.inference.discover import discover, input_root
 from medseq.inference.environment import environment
 from medseq.inference.ledger import ItemRow, Ledger, RunRow
 from medseq.inference.outputs import WORK, Identity, publish
+from medseq.inference.params import resolve_params
 from medseq.inference.plan import register, requeue, require_something
 from medseq.inference.predictor import Predictor, Stopped
+from medseq.inference.recon_params import SensMethod
 from medseq.inference.report import render_report
 from medseq.inference.report_json import build_report
-from medseq.inference.restore_params import RestoreParams
 from medseq.inference.run_folder import archive, lock, prepared, remove_empty, require_apart, write_text
 from medseq.inference.worker import ItemTask, describe_failure, run_item
 from medseq.io.privacy import show_identifiers as set_show_identifiers
@@ -79,12 +80,16 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     device: str = "cpu",
     names: Literal["id", "source"] = "id",
     modality: Modality | None = None,
-    strength: float = 1.0,
+    strength: float | None = None,
     tile: int | tuple[int, int] | None = None,
     overlap: float | None = None,
     batch: int | None = None,
     difference: bool = False,
     resample: bool = False,
+    sens: SensMethod | None = None,
+    fft: Literal["centre", "corner"] | None = None,
+    virtual_coils: int | None = None,
+    orientations: int | None = None,
     verify: bool = False,
     retry_failed: bool = False,
     new_run: bool = False,
@@ -100,18 +105,23 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
 
     Args:
         bundle: A loaded bundle, a path, or the name of a shipped one.
-        input: DICOM and NIfTI, in a folder or as one file.
+        input: What the bundle takes, in a folder or as one file: DICOM and NIfTI, or raw MR data.
         output: Folder for results; created if missing; never inside `input`.
         device: Where the model runs: ``cpu``, ``cuda``, ``cuda:1``.
         names: ``id`` names results by item id, ``source`` keeps the input's relative paths.
         modality: What the input is, where its files do not say or say it wrongly; its values are then in the
             bundle's units.
-        strength: 1 gives the model's result, 0 the input, between them a blend.
+        strength: Of restoration: 1 (default) gives the model's result, 0 the input, between them a blend.
         tile: Side of a tile for large planes, or ``(row, col)``; default: the bundle's.
         overlap: Share of a tile that its neighbour covers too; default: the bundle's.
         batch: Planes (or tiles) a forward pass; default: the bundle's.
         difference: Also write result - input, in the format of the result.
         resample: Put unevenly spaced DICOM slices on an even grid; their result is NIfTI.
+        sens: Of reconstruction: where coil sensitivities come from, ``given``, ``espirit``, ``estimate``, or ``auto``
+            (default): those in the file, else ESPIRiT.
+        fft: Fourier convention of the raw data; default: what format and data say.
+        virtual_coils: Compress to at most this many coils; default 16.
+        orientations: How many of eight orientations are averaged; default all. Fewer are faster.
         verify: Hash inputs and results of finished items again instead of trusting sizes and times.
         retry_failed: Try every failed item again.
         new_run: Results of another bundle or other parameters in `output` are moved to ``output/previous/``.
@@ -134,10 +144,20 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     if not isinstance(bundle, Bundle):
         bundle = load_bundle(bundle, trust_packages=trust_packages)
     _require_words(bundle, names, modality)
-    params = RestoreParams.resolve(
-        bundle.config, tile=tile, overlap=overlap, batch=batch, strength=strength, difference=difference
-    ).as_dict()
-    params |= {"modality": modality, "names": names, "resample": resample}
+    words = {
+        "strength": strength,
+        "tile": tile,
+        "overlap": overlap,
+        "batch": batch,
+        "difference": difference,
+        "resample": resample,
+        "modality": modality,
+        "sens": sens,
+        "fft": fft,
+        "virtual_coils": virtual_coils,
+        "orientations": orientations,
+    }
+    params = resolve_params(bundle.config, words) | {"names": names}
     env = environment(device)
     run = RunRow(bundle.hash, params, _params_hash(params), __version__, created_utc or _now())
     with ExitStack() as stack:
@@ -146,7 +166,9 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
             stack.callback(set_show_identifiers, False)
         stop = stack.enter_context(_stop_on_signals())
         stack.enter_context(prepared(out))
-        found = require_something(discover(source))
+        found = require_something(
+            discover(source, bundle.config.input.kind, params.get("fft")), bundle.config.input.kind
+        )
         stack.enter_context(lock(out))
         if new_run:
             archive(out)
@@ -199,9 +221,8 @@ class _Engine:
                 self.out,
                 names=self.run.params["names"],
                 identity=identity,
-                modality=self.run.params["modality"],
                 units=self.bundle.config.input.units,
-                resample=self.run.params["resample"],
+                params=self.run.params,
             )
             if not self._attempt(item, task, predictor, worker):
                 break
@@ -311,18 +332,16 @@ class _Engine:
 
 def _predictor(bundle: Bundle, device: str, params: dict[str, Any]) -> Predictor:
     """The seam for other tasks: which predictor a bundle needs."""
+    words = {key: value for key, value in params.items() if key not in ("names", "modality", "resample", "blend")}
+    if bundle.config.task == "recon":
+        from medseq.inference.recon import ReconPredictor
+
+        return ReconPredictor(bundle, device, **words)
     from medseq.inference.restore import RestorePredictor
 
-    tile = params["tile"]
-    return RestorePredictor(
-        bundle,
-        device,
-        tile=None if tile is None else tuple(tile),
-        overlap=params["overlap"],
-        batch=params["batch"],
-        strength=params["strength"],
-        difference=params["difference"],
-    )
+    if words["tile"] is not None:
+        words["tile"] = tuple(words["tile"])
+    return RestorePredictor(bundle, device, **words)
 
 
 def _require_words(bundle: Bundle, names: str, modality: str | None) -> None:

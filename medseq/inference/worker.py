@@ -10,16 +10,17 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from medseq.errors import MedseqError, RetryableError
 from medseq.inference.discover import open_input
+from medseq.inference.discover_kspace import open_kspace_item, reader_label
 from medseq.inference.ledger_schema import OutputRow
 from medseq.inference.outputs import WORK, Identity, ItemSink, Layout, TappedReader, rows_of
-from medseq.inference.predictor import Flag, Predictor
+from medseq.inference.predictor import Flag, Prediction, Predictor
 from medseq.inference.preview import preview
 from medseq.io.resample import resample_uniform
 from medseq.io.volume import Modality, Units, VolumeHeader
@@ -36,15 +37,15 @@ class ItemTask:
 
     Attributes:
         item_id: The item.
-        kind: ``dicom`` or ``nifti``.
+        kind: ``dicom``, ``nifti`` or ``kspace``.
         files: Paths below `root`.
         root: Input root.
         out: Output folder.
         names: See `Layout`.
         identity: See `Identity`.
-        modality: What the caller says the input is, or None.
         units: The bundle's input units, for an input whose modality the caller gave.
-        resample: Put unevenly spaced slices on an even grid.
+        params: Parameters of the run; here `modality` (what the caller says the input is), `resample` (put unevenly
+            spaced slices on an even grid), `fft` and `virtual_coils` (of raw data) count.
     """
 
     item_id: str
@@ -54,9 +55,8 @@ class ItemTask:
     out: Path
     names: Literal["id", "source"]
     identity: Identity
-    modality: Modality | None
     units: Units
-    resample: bool = False
+    params: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def stage(self) -> Path:
@@ -87,20 +87,12 @@ def run_item(task: ItemTask, predictor: Predictor, should_stop: Callable[[], boo
     started = time.perf_counter()
     stamps = _stamps(task)
     digest = input_sha256(task.root, task.files)
-    reader = open_input(task.root, task.item_id, task.kind, task.files, modality=task.modality, units=task.units)
-    if task.resample:
-        reader = resample_uniform(reader)
-    header, flags = _declared(reader.header, task)
-    resampled = task.kind == "dicom" and header.source.kind != "dicom"
-    layout = Layout(task.item_id, task.names, task.kind, task.files[0], resampled)
-    plane = header.shape[0] // 2
-    tapped = TappedReader(reader, plane, header)
-    sink = ItemSink(task.stage, layout, task.identity, plane)
-    prediction = predictor.predict(tapped, sink, should_stop=should_stop)
+    run = _raw_data if task.kind == "kspace" else _volume
+    prediction, flags, layout, pictures = run(task, predictor, should_stop)
     roles: dict[Path, str] = {path: output.role for output in prediction.outputs for path in output.paths}
-    if tapped.kept is not None and sink.plane is not None:
+    if pictures is not None:
         path = task.stage / layout.preview
-        _write_json(path, preview(tapped.kept, sink.plane, tapped.kept_valid, header, plane))
+        _write_json(path, pictures)
         roles[path] = "preview"
     if _stamps(task) != stamps:
         raise RetryableError("the input changed while it was read", remedy="run again when nothing writes to it")
@@ -113,6 +105,42 @@ def run_item(task: ItemTask, predictor: Predictor, should_stop: Callable[[], boo
         _peak_mb(),
         digest,
     )
+
+
+_Run = tuple[Prediction, list[Flag], Layout, dict[str, Any] | None]
+
+
+def _volume(task: ItemTask, predictor: Predictor, should_stop: Callable[[], bool]) -> _Run:
+    """An image in, an image out."""
+    modality = task.params.get("modality")
+    reader = open_input(task.root, task.item_id, task.kind, task.files, modality=modality, units=task.units)
+    if task.params.get("resample"):
+        reader = resample_uniform(reader)
+    header, flags = _declared(reader.header, modality, task.units)
+    resampled = task.kind == "dicom" and header.source.kind != "dicom"
+    layout = Layout(task.item_id, task.names, task.kind, task.files[0], resampled)
+    plane = header.shape[0] // 2
+    tapped = TappedReader(reader, plane, header)
+    sink = ItemSink(task.stage, layout, task.identity, plane)
+    prediction = predictor.predict(tapped, sink, should_stop=should_stop)
+    if tapped.kept is None or sink.plane is None:
+        return prediction, flags, layout, None
+    return prediction, flags, layout, preview(tapped.kept, sink.plane, tapped.kept_valid, header, plane)
+
+
+def _raw_data(task: ItemTask, predictor: Predictor, should_stop: Callable[[], bool]) -> _Run:
+    """Raw MR data in, an image out; the picture before is the zero-filled image."""
+    params = task.params
+    reader = open_kspace_item(
+        task.root, task.item_id, task.files, fft=params.get("fft"), virtual_coils=params.get("virtual_coils")
+    )
+    layout = Layout(task.item_id, task.names, task.kind, task.files[0], part=reader_label(reader))
+    plane = reader.n // 2
+    sink = ItemSink(task.stage, layout, task.identity, plane)
+    prediction = predictor.predict(reader, sink, should_stop=should_stop)
+    if sink.before is None or sink.plane is None or sink.header is None:
+        return prediction, [], layout, None
+    return prediction, [], layout, preview(sink.before, sink.plane, None, sink.header, plane)
 
 
 def input_sha256(root: Path, relpaths: Sequence[str]) -> str:
@@ -155,12 +183,12 @@ def _stamps(task: ItemTask) -> list[tuple[int, int]]:
     return [(state.st_size, state.st_mtime_ns) for state in states]
 
 
-def _declared(header: VolumeHeader, task: ItemTask) -> tuple[VolumeHeader, list[Flag]]:
+def _declared(header: VolumeHeader, modality: Modality | None, units: Units) -> tuple[VolumeHeader, list[Flag]]:
     """Take the caller's word for the modality, and say so in the result."""
-    if task.modality is None or header.modality == task.modality:
+    if modality is None or header.modality == modality:
         return header, []
-    text = f"the file says {header.modality} [{header.units}], the caller {task.modality} [{task.units}]"
-    return replace(header, modality=task.modality, units=task.units), [Flag("modality-declared", text, "info")]
+    text = f"the file says {header.modality} [{header.units}], the caller {modality} [{units}]"
+    return replace(header, modality=modality, units=units), [Flag("modality-declared", text, "info")]
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -1,8 +1,7 @@
 """K-space in BART's format: ``NAME.hdr``, text with 16 dimensions, and ``NAME.cfl``, complex64, first axis fastest.
 
 Dimensions 0 to 2 are space, 3 the coils, 4 sets of sensitivity maps, 5 echoes, 10 and 11 time, 13 slices, 14 averages.
-A 2-D acquisition leaves one of the first three at 1; a 3-D one is transformed along the first, the readout, whose
-positions become the slices. Maps are taken from ``NAME_sens.cfl`` beside the data.
+A 2-D acquisition leaves one of the first three at 1. Maps are taken from ``NAME_sens.cfl`` beside the data.
 """
 
 from pathlib import Path
@@ -13,7 +12,6 @@ from medseq.errors import FormatError, ShapeError
 from medseq.io.kspace import FFTConvention
 from medseq.io.kspace_fft import Origin
 from medseq.io.kspace_hdf5 import settle_fourier
-from medseq.io.kspace_hybrid import HybridArray
 from medseq.io.kspace_layout import ArrayKSpace, Axes, Placed
 from medseq.io.kspace_stored import FileArray, readable
 from medseq.io.privacy import path_label
@@ -33,12 +31,12 @@ def open_bart_kspace(path: Path, *, fft: Origin | None = None) -> list[ArrayKSpa
         fft: Fourier convention; default ``centre`` (BART's), unless the energy says otherwise.
 
     Raises:
-        FormatError: A missing half of the pair, a header that makes no sense, a short file, or slices of volumes.
+        FormatError: A missing half of the pair, a header that makes no sense, a short file, or a 3-D acquisition.
     """
     base, where = _base(path), path_label(path)
     dims = _dims(base, where)
     space = _space_axes(dims, where)
-    kspace = _placed(base, dims, space, where, hybrid=True)
+    kspace = _placed(base, dims, space, where)
     if kspace.size("map") > 1:
         raise FormatError(
             "k-space with an axis of sensitivity maps", where=where, found=f"{dims[4]} sets", wanted="dimension 4 = 1"
@@ -99,15 +97,13 @@ def _space_axes(dims: tuple[int, ...], where: str) -> tuple[int, int]:
     """Which two of the first three dimensions are row and column."""
     used = [axis for axis in range(3) if dims[axis] > 1]
     if len(used) == 3:
-        if dims[13] > 1:
-            raise FormatError(
-                "several volumes in one file",
-                where=where,
-                found=f"dimensions {dims[:3]} and {dims[13]} slices",
-                wanted="one volume, or slices of two dimensions",
-                remedy="pick one with bart slice 13",
-            )
-        return 1, 2
+        raise FormatError(
+            "a 3-D acquisition cannot be read slice by slice",
+            where=where,
+            found=f"dimensions {dims[:3]}",
+            wanted="one of the first three = 1",
+            remedy="transform the readout and move it to the slices: bart fft -iu 1 in t; bart transpose 0 13 t out",
+        )
     others = {13, *_NAMES} | set(range(3))
     odd = [axis for axis in range(_DIMS) if dims[axis] > 1 and axis not in others]
     if odd:
@@ -124,17 +120,12 @@ def _space_axes(dims: tuple[int, ...], where: str) -> tuple[int, int]:
     return (0, 1) if not used or used[0] < 2 else (1, 2)
 
 
-def _placed(base: Path, dims: tuple[int, ...], space: tuple[int, int], where: str, hybrid: bool = False) -> Placed:
+def _placed(base: Path, dims: tuple[int, ...], space: tuple[int, int], where: str) -> Placed:
     names: list[str] = [_NAMES.get(axis, "one") for axis in range(_DIMS)]
     names[space[0]], names[space[1]] = "row", "col"
-    volume = all(dims[axis] > 1 for axis in range(3))
-    if volume:
-        names[0], names[13] = "slice", "one"
     path = base.with_name(f"{base.name}.cfl")
     kept: list[tuple[str, int]] = [(name, n) for name, n in zip(names, dims, strict=True) if name != "one" or n > 1]
     # Trailing axes of 1 carry nothing; leaving them out keeps reads simple.
     axes: Axes = tuple(name for name, _ in kept)
     array = FileArray(path, 0, tuple(n for _, n in kept), np.dtype("<c8"), fortran=True)
-    if volume and hybrid:
-        return Placed(HybridArray(array, axes.index("coil"), where), axes, where)
     return Placed(array, axes, where)

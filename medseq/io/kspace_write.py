@@ -53,7 +53,8 @@ def recon_header(reader: KSpaceReader) -> VolumeHeader:
 class ReconstructionWriter:
     """A `VolumeWriter` for ``reconstruction``, float32 ``(slice, row, col)``, the dataset of fastMRI and direct.
 
-    The file appears, complete, at `commit`.
+    Complex planes are stored as they are in ``reconstruction_complex`` as well. The file appears, complete, at
+    `commit`.
 
     Args:
         path: ``.h5`` or ``.hdf5``.
@@ -103,7 +104,14 @@ class ReconstructionWriter:
                 wanted=f"plane {self._planes}, shape (n, {self._header.shape[1]}, {self._header.shape[2]})",
             )
         with written("the output file"):
-            file["reconstruction"][lo : lo + len(planes)] = planes.astype(np.float32)
+            if np.iscomplexobj(planes):
+                if "reconstruction_complex" not in file:
+                    shape = self._header.shape
+                    file.create_dataset("reconstruction_complex", shape, "c8", chunks=(1, *shape[1:]))
+                file["reconstruction_complex"][lo : lo + len(planes)] = planes.astype(np.complex64)
+            file["reconstruction"][lo : lo + len(planes)] = (
+                np.abs(planes) if np.iscomplexobj(planes) else planes
+            ).astype(np.float32)
         self._planes += len(planes)
 
     def commit(self) -> Sequence[Path]:

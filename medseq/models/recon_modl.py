@@ -81,6 +81,7 @@ class MoDL(nn.Module):
     """
 
     image_kind = "complex"
+    takes_noise_sd = True
 
     def __init__(
         self,
@@ -164,6 +165,8 @@ class OrientationAverage(nn.Module):
         net: The network.
         orientations: How many of the eight are averaged, 1 to 8.
     """
+
+    takes_noise_sd = True
 
     def __init__(self, net: MoDL, orientations: int = 8) -> None:
         super().__init__()

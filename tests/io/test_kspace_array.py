@@ -14,7 +14,7 @@ from medseq.io.kspace_bart import write_cfl
 from medseq.io.kspace_fft import rss_image
 from medseq.io.kspace_open import kspace_files, kspace_kind, open_kspace, open_kspace_items
 from medseq.io.kspace_stored import NpzArray, open_npy
-from tests.io.kspace_synthetic import codes, head_images, head_kspace, ifft2c
+from tests.io.kspace_synthetic import codes, head_images, head_kspace
 
 SLICES, COILS, ROWS, COLS = 3, 4, 14, 11
 
@@ -199,27 +199,6 @@ def test_bart_slices_and_echoes(tmp_path, rng):
     readers = open_kspace_items(tmp_path / "scan.cfl")
     assert [(reader.label, reader.n) for reader in readers] == [("contrast-0", 3), ("contrast-1", 3)]
     assert np.array_equal(readers[1].read(2).kspace, kspace[1, 2])
-
-
-def test_a_bart_volume_is_cut_along_its_readout(tmp_path, rng, monkeypatch):
-    images = np.stack([head_images(rng, 2, 14, 12) * w for w in np.hanning(12)[1:-1]], axis=1)
-    axes = (1, 2, 3)
-    kspace = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(images, axes=axes), axes=axes, norm="ortho"), axes=axes)
-    write_cfl(tmp_path / "scan", kspace.transpose(1, 2, 3, 0))
-    maps = (rng.normal(size=images.shape) + 1j).astype("c8")
-    write_cfl(tmp_path / "scan_sens", maps.transpose(1, 2, 3, 0))
-    # Slabs of three slices.
-    monkeypatch.setattr("medseq.io.kspace_hybrid._SLAB_BYTES", 3 * 2 * 14 * 12 * 8)
-    reader = open_kspace(tmp_path / "scan.cfl")
-    assert (reader.n, reader.recon_shape) == (10, (14, 12))
-    for i in (0, 9, 4, 5):
-        part = reader.read(i)
-        assert np.abs(ifft2c(part.kspace) - images[:, i]).max() < 1e-5 * np.abs(images).max()
-        assert np.array_equal(part.sens_maps, maps[:, i])
-    kspace[1, 2, 3, 4] = np.nan
-    write_cfl(tmp_path / "bad", kspace.transpose(1, 2, 3, 0))
-    with pytest.raises(FormatError, match="holds NaN or infinite.*coil 1"):
-        open_kspace(tmp_path / "bad.cfl")
 
 
 def test_bart_files_that_cannot_be_read(tmp_path, kspace):

@@ -43,14 +43,6 @@ def test_a_multicoil_file_is_read_slice_by_slice(tmp_path, rng, rows, cols):
         reader.read(len(kspace))
 
 
-def test_a_shown_image_larger_than_kspace_is_remarked_on(tmp_path, rng):
-    kspace = head_kspace(rng, 1, 2, 40, 26)
-    reader = open_kspace(write(tmp_path / "a.h5", kspace=kspace, ismrmrd_header=fastmri_header(40, 26, (32, 32))))
-    assert reader.recon_shape == (32, 26)
-    assert codes(reader) == ["recon-shape"]
-    assert "32 x 32, k-space 40 x 26" in reader.notices[0].message
-
-
 def test_single_coil_single_slice_and_no_header(tmp_path, rng):
     kspace = head_kspace(rng, 1, 1, 31, 22)[:, 0]
     reader = open_kspace(write(tmp_path / "a.h5", kspace=kspace))

@@ -13,7 +13,6 @@ from medseq.io.kspace_open import open_kspace, open_kspace_items
 from tests.io.kspace_synthetic import codes, fft2c, head_images, header_xml, ifft2c
 
 EYE = np.eye(3)
-LIMITS = {"kspace_encoding_step_1": (19, 10)}
 
 
 class Writer:
@@ -99,17 +98,6 @@ def test_acceleration_and_phase_oversampling(tmp_path, rng):
     assert reader.recon_shape == (24, 30)
     # The sampling is in the file: nothing is guessed.
     assert codes(reader) == []
-
-
-def test_the_measured_pixel_size_is_kept(tmp_path, rng):
-    kspace = fft2c(head_images(rng, 2, 24, 20))
-    # The scanner would interpolate to 64 x 64 over 24 * 1.5 x 16 * 0.8 mm.
-    header = header_xml((24, 20, 1), (64, 64, 1), (36.0, 16.0, 4.0), (36.0, 12.8, 4.0), limits=LIMITS)
-    reader = open_kspace(write(tmp_path / "a.h5", header, lambda w: w.plane(kspace)))
-    assert reader.recon_shape == (24, 16)
-    assert reader.fov_mm == pytest.approx((36.0, 12.8))
-    assert codes(reader) == ["recon-shape"]
-    assert "would show (64, 64)" in reader.notices[0].message
 
 
 def test_partial_fourier_in_phase_is_placed_by_the_limits(tmp_path, rng):
