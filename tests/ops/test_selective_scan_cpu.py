@@ -152,6 +152,13 @@ def test_every_length_equals_the_recurrence(normal, length, dtype):
     assert_as_good_as_plain_torch(Case(normal, length=length), dtype)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("states", "length"), [(1, 1100), (16, 700)])
+def test_scans_longer_than_a_run_of_tiles_equal_the_recurrence(normal, states, length, reverse):
+    case = Case(normal, batch=1, channels=17, states=states, length=length, reverse=reverse)
+    assert_as_good_as_plain_torch(case, torch.float32)
+
+
 @pytest.mark.parametrize("states", [1, 2, 3, 16, 33])
 @pytest.mark.parametrize("channels", [1, 8, 21])
 def test_every_size_equals_the_recurrence(normal, channels, states):

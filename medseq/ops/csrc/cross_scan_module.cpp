@@ -1,6 +1,7 @@
 // Python binding of the fused cross scan. Arrays come as lists of integers, in the order of ../cross_scan/cpu.py.
 
 #include "builds.hpp"
+#include "large_pages.hpp"
 #include "cross_scan.hpp"
 
 #include <nanobind/stl/string.h>
@@ -40,11 +41,18 @@ CrossScanProblem problem(const Numbers &sizes, const Numbers &flags, const Numbe
   return p;
 }
 
+// Bytes of an array as large as x; delta has four times as many.
+int64_t bytes_of_image(const CrossScanProblem &p, bool is_double) {
+  return p.batch * p.channels * p.rows * p.cols * static_cast<int64_t>(is_double ? sizeof(double) : sizeof(float));
+}
+
 void forward(const std::string &isa, bool is_double, const Numbers &sizes, const Numbers &flags, const Numbers &inputs,
              const Numbers &outputs, int threads) {
   check(outputs, 2);
   const CrossScanResult result = {address<void>(outputs[0]), address<void>(outputs[1])};
-  if (kForward[is_double][build_index(isa)](problem(sizes, flags, inputs, threads), result)) throw std::bad_alloc();
+  const CrossScanProblem p = problem(sizes, flags, inputs, threads);
+  advise_large_pages(result.y, bytes_of_image(p, is_double));
+  if (kForward[is_double][build_index(isa)](p, result)) throw std::bad_alloc();
 }
 
 void backward(const std::string &isa, bool is_double, const Numbers &sizes, const Numbers &flags, const Numbers &inputs,
@@ -54,7 +62,10 @@ void backward(const std::string &isa, bool is_double, const Numbers &sizes, cons
   g.gy = address(incoming[0]), g.checkpoints = address(incoming[1]);
   void **arrays[] = {&g.x, &g.delta, &g.A, &g.B, &g.C, &g.D, &g.delta_bias, &g.shares};
   for (size_t i = 0; i < 8; ++i) *arrays[i] = address<void>(outputs[i]);
-  if (kBackward[is_double][build_index(isa)](problem(sizes, flags, inputs, threads), g)) throw std::bad_alloc();
+  const CrossScanProblem p = problem(sizes, flags, inputs, threads);
+  advise_large_pages(g.x, bytes_of_image(p, is_double));
+  advise_large_pages(g.delta, kDirections * bytes_of_image(p, is_double));
+  if (kBackward[is_double][build_index(isa)](p, g)) throw std::bad_alloc();
 }
 
 } // namespace

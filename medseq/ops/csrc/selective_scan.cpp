@@ -1,5 +1,5 @@
-// The selective scan forward. Threads share the channels; each takes a few blocks of channels at a time over all runs of
-// tiles, so that they share the rows of B and C in cache.
+// The selective scan forward. Threads share the channels; each takes a few blocks of channels at a time over all runs
+// of tiles, so that they share the rows of B and C in cache.
 
 #include "selective_scan_block.hpp"
 
@@ -23,7 +23,8 @@ template <class S> class Forward {
   void run(int64_t batch, int64_t group, int64_t first, int64_t last) {
     arena.rewind();
     u = arena.take(kTile), dt = arena.take(kTile), x = arena.take(kTile), y = arena.take(kTile);
-    S *b = reinterpret_cast<S *>(arena.take(row_vectors<S>(p))), *c = reinterpret_cast<S *>(arena.take(row_vectors<S>(p)));
+    S *b = reinterpret_cast<S *>(arena.take(row_vectors<S>(p)));
+    S *c = reinterpret_cast<S *>(arena.take(row_vectors<S>(p)));
     for (int64_t i = first; i < last; ++i) open(blocks[i - first], place<S>(p, batch, group, i));
     for (int64_t number = 0; number < all_runs(p); ++number) {
       const Run run = run_of(p, number);

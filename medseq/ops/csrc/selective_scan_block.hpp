@@ -175,10 +175,15 @@ MEDSEQ_INLINE bool step_sizes(const Parameters<S> &q, int64_t count, const typen
   typedef typename Simd<S>::I I;
   const V bias = q.bias;
   I largest{};
+  // Two short passes, of which the processor overlaps more tokens than of a long one.
   for (int64_t t = 0; t < count; ++t) {
-    V d = dt[t] + bias;
+    dt[t] += bias;
+    if (Softplus) x[t] = exp_minus_abs<S>(dt[t]);
+  }
+  for (int64_t t = 0; t < count; ++t) {
+    V d = dt[t];
     if (Softplus) {
-      V e = exp_minus_abs<S>(d);
+      V e = x[t];
       if (slope) slope[t] = sigmoid_from<S>(d, e);
       d = softplus_from<S>(d, e);
     }

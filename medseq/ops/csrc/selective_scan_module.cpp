@@ -1,6 +1,7 @@
 // Python binding of the selective scan's kernel. Arrays come as lists of integers, in the order of cpu.py.
 
 #include "builds.hpp"
+#include "large_pages.hpp"
 #include "selective_scan.hpp"
 
 #include <nanobind/stl/string.h>
@@ -54,12 +55,19 @@ SelectiveScanProblem problem(const Numbers &sizes, const Numbers &flags, const N
   return p;
 }
 
+// Bytes of an array as large as u.
+int64_t bytes_of_rows(const SelectiveScanProblem &p, bool is_double) {
+  return p.batch * p.channels * p.length * static_cast<int64_t>(is_double ? sizeof(double) : sizeof(float));
+}
+
 void forward(const std::string &isa, bool is_double, const Numbers &sizes, const Numbers &flags, const Numbers &inputs,
              const Numbers &outputs, int threads) {
   Reader out(outputs, 5);
   SelectiveScanResult result = {};
   result.y = out.rows(), result.last_state = out.array(), result.checkpoints = out.array();
-  if (kForward[is_double][build_index(isa)](problem(sizes, flags, inputs, threads), result)) throw std::bad_alloc();
+  const SelectiveScanProblem p = problem(sizes, flags, inputs, threads);
+  advise_large_pages(result.y.data, bytes_of_rows(p, is_double));
+  if (kForward[is_double][build_index(isa)](p, result)) throw std::bad_alloc();
 }
 
 void backward(const std::string &isa, bool is_double, const Numbers &sizes, const Numbers &flags, const Numbers &inputs,
@@ -70,7 +78,9 @@ void backward(const std::string &isa, bool is_double, const Numbers &sizes, cons
   g.u = out.rows(), g.delta = out.rows(), g.z = out.rows();
   g.A = out.array(), g.B = out.array(), g.C = out.array();
   g.D = out.array(), g.delta_bias = out.array(), g.initial_state = out.array();
-  if (kBackward[is_double][build_index(isa)](problem(sizes, flags, inputs, threads), g)) throw std::bad_alloc();
+  const SelectiveScanProblem p = problem(sizes, flags, inputs, threads);
+  for (const ScanRows &rows : {g.u, g.delta, g.z}) advise_large_pages(rows.data, bytes_of_rows(p, is_double));
+  if (kBackward[is_double][build_index(isa)](p, g)) throw std::bad_alloc();
 }
 
 void exp2_all(const std::string &isa, bool is_double, int64_t count, int64_t x, int64_t y) {

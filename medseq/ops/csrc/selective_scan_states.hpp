@@ -69,8 +69,8 @@ MEDSEQ_INLINE void forward_states(const Tile<S> &tile, const typename Simd<S>::V
 // Advances the states h over the tile and adds what they show to y. A function of its own, as is backward_tile: inlined
 // into the walk over the tiles, the inner loops run out of registers.
 template <class S, class B, class C>
-__attribute__((noinline)) void forward_tile(const Tile<S> &tile, int64_t states, const typename Simd<S>::V *a, typename Simd<S>::V *h, B b, C c,
-                  typename Simd<S>::V *y) {
+__attribute__((noinline)) void forward_tile(const Tile<S> &tile, int64_t states, const typename Simd<S>::V *a,
+                                            typename Simd<S>::V *h, B b, C c, typename Simd<S>::V *y) {
   int64_t n = 0;
   if (tile.safe) {
     for (; n + kTogether <= states; n += kTogether)
@@ -139,8 +139,9 @@ MEDSEQ_INLINE void backward_states(const Tile<S> &tile, const TileGradient<S> &g
 // From the states h before the tile: takes the states' gradient gh from behind the tile to before it, and adds up the
 // gradients of A (grate), B, C and of what TileGradient names. Where B or C are PerToken, at most kTogether states.
 template <class S, class B, class C>
-__attribute__((noinline)) void backward_tile(const Tile<S> &tile, const TileGradient<S> &g, int64_t states, const typename Simd<S>::V *a,
-                   const typename Simd<S>::V *h, typename Simd<S>::V *gh, typename Simd<S>::V *grate, B b, C c) {
+__attribute__((noinline)) void backward_tile(const Tile<S> &tile, const TileGradient<S> &g, int64_t states,
+                                             const typename Simd<S>::V *a, const typename Simd<S>::V *h,
+                                             typename Simd<S>::V *gh, typename Simd<S>::V *grate, B b, C c) {
   int64_t n = 0;
   if (tile.safe) {
     for (; n + kTogether <= states; n += kTogether)
