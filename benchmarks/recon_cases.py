@@ -25,9 +25,9 @@ COILS, NOISE = 8, 0.02
 # Sampling kind, acceleration, share of the calibration region (of columns, or of the area).
 CONDITIONS = {
     "equispaced lines, 4x": ("equispaced", 4.0, 0.08),
-    "equispaced lines, 8x": ("equispaced", 8.0, 0.0625),
-    "Poisson points, 4x": ("poisson", 4.0, 0.015),
-    "Poisson points, 8x": ("poisson", 8.0, 0.015),
+    "equispaced lines, 8x": ("equispaced", 8.0, 0.08),
+    "Poisson points, 4x": ("poisson", 4.0, 0.02),
+    "Poisson points, 8x": ("poisson", 8.0, 0.02),
 }
 
 

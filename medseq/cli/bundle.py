@@ -100,6 +100,10 @@ def make_bundle(
         about["version"] = str(about["version"])
     content = {"model": settings["net"], "preprocess": settings.get("preprocess") or [], **about}
     weights, which = _weights(checkpoint["state_dict"])
+    if "model" in about:
+        # What is shipped wraps what was trained, under the name `net`.
+        content["model"] = _wrapped(about["model"], settings["net"])
+        weights = {f"net.{key}": value for key, value in weights.items()}
     facts = {
         "intended_use": INTENDED_USE,
         **extra,
@@ -173,6 +177,11 @@ def read_state_dict(path: Path) -> Any:
             found=str(error).splitlines()[0][:200],
             remedy="save its state_dict() with torch.save or safetensors",
         ) from None
+
+
+def _wrapped(outer: Mapping[str, Any], net: Mapping[str, Any]) -> dict[str, Any]:
+    """The class of a bundle around the trained network, which is its argument `net`."""
+    return {**outer, "init_args": {**(outer.get("init_args") or {}), "net": net}}
 
 
 def checkpoint_weights(path: Path) -> "dict[str, Tensor]":

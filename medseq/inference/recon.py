@@ -73,8 +73,10 @@ class ReconPredictor:
         )
         self._config, self._device = bundle.config, require_device(device)
         model = bundle.build_model(self._device)
-        if isinstance(model, MoDL) and self._params.orientations > 1:
-            model = OrientationAverage(model, self._params.orientations).eval()
+        if isinstance(model, MoDL):
+            model = OrientationAverage(model).eval()
+        if hasattr(model, "orientations"):
+            model.orientations = self._params.orientations
         self._model = model
         self._seconds_per_slice = 0.0
         self._attributes: dict[str, str | float] = {
