@@ -21,6 +21,7 @@ from medseq.inference.recon_slice import SliceResult, prepare_slice, reconstruct
 from medseq.io.kspace import KSpaceReader, KSpaceSlice
 from medseq.io.kspace_fft import centred
 from medseq.io.kspace_write import ReconstructionWriter, centre_crop, recon_header
+from medseq.models.recon_hybrid import Hybrid
 from medseq.models.recon_modl import MoDL, OrientationAverage
 
 __all__ = ["ReconPredictor"]
@@ -75,7 +76,7 @@ class ReconPredictor:
         model = bundle.build_model(self._device)
         if isinstance(model, MoDL):
             model = OrientationAverage(model).eval()
-        if hasattr(model, "orientations"):
+        if isinstance(model, OrientationAverage | Hybrid):
             model.orientations = self._params.orientations
         self._model = model
         self._seconds_per_slice = 0.0
