@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import typer
 
@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
     from medseq.inference.bundle import Bundle
 
-__all__ = ["bundle", "checkpoint_weights", "load_mapping", "make_bundle", "read_state_dict", "software_versions"]
+__all__ = [
+    "bundle",
+    "checkpoint_weights",
+    "load_mapping",
+    "load_tensors",
+    "make_bundle",
+    "read_state_dict",
+    "software_versions",
+]
 
 INTENDED_USE = "Research use only, not for diagnosis"
 
@@ -158,22 +166,31 @@ def read_state_dict(path: Path) -> Any:
         InputError: No such file.
         BundleError: Not such a file, or it needs code to be loaded.
     """
+    if not path.is_file():
+        raise InputError("no such checkpoint", found=path.name)
+    return load_tensors(path, path.name)
+
+
+def load_tensors(source: Path | BinaryIO, where: str) -> Any:
+    """What a file, or a stream that torch has written, holds, without running any code in it.
+
+    Raises:
+        BundleError: Not such a file, or it needs code to be loaded.
+    """
     import pickle
 
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise InputError("no such checkpoint", found=path.name)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(source, Path) and source.suffix == ".safetensors":
+            return load_file(source)
+        return torch.load(source, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
         raise BundleError(
             "the checkpoint cannot be loaded as plain tensors",
-            where=path.name,
+            where=where,
             found=str(error).splitlines()[0][:200],
             remedy="save its state_dict() with torch.save or safetensors",
         ) from None

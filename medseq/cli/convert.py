@@ -13,7 +13,9 @@ __all__ = ["convert"]
 
 def convert(
     source: Annotated[str, typer.Argument(help="Whose checkpoint it is, e.g. restore-rwkv; auto: by its keys.")],
-    ckpt: Annotated[Path, typer.Argument(help="Their checkpoint: .pt, .pth or .safetensors; never unpickled.")],
+    ckpt: Annotated[
+        Path, typer.Argument(help="Their checkpoint: .pt, .pth, .ckpt, .safetensors or .atommic; no code in it is run.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder of the new bundle.")],
     config: Annotated[
         list[str] | None, typer.Option("--config", metavar="K=V", help="An argument of their constructor; repeatable.")
@@ -39,15 +41,22 @@ def convert(
 ) -> None:
     """Convert a checkpoint of the original implementation: convert restore-rwkv their.pt ./bundle --config dim=48."""
     import hashlib
+    import io
 
-    from medseq.cli.bundle import INTENDED_USE, read_state_dict, software_versions
+    from medseq.cli.bundle import INTENDED_USE, load_tensors, read_state_dict, software_versions
     from medseq.inference import reference
     from medseq.inference.bundle import save_bundle
+    from medseq.inference.reference_archive import is_archive, read_archive, without_training
 
     arguments = dict(_key_value(text) for text in config or [])
     if source not in (*reference.sources(), "auto"):
         raise InputError("unknown reference implementation", found=source, wanted=", ".join(reference.sources()))
-    state = _plain_state(read_state_dict(ckpt), ckpt)
+    if is_archive(ckpt) and ckpt.is_file():
+        weights, stored = read_archive(ckpt)
+        state = without_training(_plain_state(load_tensors(io.BytesIO(weights), ckpt.name), ckpt))
+        arguments = stored | arguments
+    else:
+        state = _plain_state(read_state_dict(ckpt), ckpt)
     source = reference.detect(state) if source == "auto" else source
     model = reference.load(source, state, arguments)
     kind = type(model)

@@ -10,7 +10,7 @@ from medseq.inference.reference_keys import count, load_strictly, reconcile, sen
 from medseq.models.recon_cirim import CIRIM
 from medseq.nn.recurrent import MGU, ConvGRU, IndRNN, replicate_conv
 
-__all__ = ["from_atommic", "from_mridc"]
+__all__ = ["KEYS", "from_atommic", "from_mridc"]
 
 
 _SHARED: dict[str, Any] = {
@@ -33,6 +33,13 @@ _ATOMMIC: dict[str, Any] = {
     "coil_sensitivity_maps_nn_mask_type": "2D",
     "coil_sensitivity_maps_nn_normalize": True,
 }
+# What the weights tell as well; the original's configuration repeats it.
+_READ_OFF = (
+    *("num_cascades", "recurrent_layer", "conv_filters", "conv_kernels", "conv_bias", "recurrent_filters"),
+    *("recurrent_kernels", "recurrent_bias", "no_dc", "estimate_coil_sensitivity_maps_with_nn"),
+)
+# Every word that `from_atommic` understands.
+KEYS = frozenset((*_ATOMMIC, *_READ_OFF))
 _MRIDC: dict[str, Any] = {**_SHARED, "keep_eta": True, "sens_mask_type": "2D", "sens_normalize": True}
 
 

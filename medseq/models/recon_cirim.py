@@ -14,7 +14,7 @@ from jaxtyping import Complex
 from torch import Tensor, nn
 
 from medseq.errors import InputError
-from medseq.nn.recon import Acquisition, ReconOutput, as_channels, as_complex, prepare
+from medseq.nn.recon import Acquisition, ReconOutput, as_channels, as_complex, prepare, recomputed
 from medseq.nn.recurrent import MGU, ConvGRU, IndRNN, in_fast_layout, make_recurrent, replicate_conv
 from medseq.nn.sensitivity import SensitivityNet
 from medseq.ops.fourier import Norm, Origin, ifft2
@@ -79,6 +79,7 @@ class CIRIM(nn.Module):
             real and of the imaginary parts, wrong but what some of its checkpoints were trained on.
         return_kspace: Explicit data consistency: intermediates are multi-coil k-space, else coil-combined images.
         sens_net: Makes sensitivity maps where none are given, from k-space and mask.
+        checkpoint_cascades: Keep only what passes between cascades and compute the rest again for the gradient.
         fft_origin: Fourier convention, see `medseq.ops.fourier`.
         fft_norm: Same.
     """
@@ -110,6 +111,7 @@ class CIRIM(nn.Module):
         combine: Literal["sense", "rss_parts"] = "sense",
         return_kspace: bool = True,
         sens_net: nn.Module | None = None,
+        checkpoint_cascades: bool = False,
         fft_origin: Origin = "centre",
         fft_norm: Norm = "ortho",
     ) -> None:
@@ -154,7 +156,7 @@ class CIRIM(nn.Module):
             if data_consistency == "explicit"
             else None
         )
-        self.sens_net = sens_net
+        self.sens_net, self.checkpoint_cascades = sens_net, checkpoint_cascades
 
     def forward(
         self,
@@ -190,7 +192,7 @@ class CIRIM(nn.Module):
         for index in range(len(self.cascades)):
             if index:
                 x, k_in, states = self._between(scan, x, k_in, states, initial_image)
-            steps, states = self._cascade(index, scan, x, states, right)
+            steps, states = recomputed(self.checkpoint_cascades, self._cascade, index, scan, x, states, right)
             x = steps[-1]
             images.append(steps)
             kept.append(states)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from medseq.errors import InputError, ShapeError
 from medseq.nn.conjugate_gradient import cg_sense, data_consistency
-from medseq.nn.recon import Acquisition, ReconOutput, as_channels, as_complex, prepare
+from medseq.nn.recon import Acquisition, ReconOutput, as_channels, as_complex, prepare, recomputed
 from medseq.nn.shuffle_unet import ShuffleUNet
 from medseq.ops.fourier import Norm, Origin
 from medseq.ops.kspace_noise import kspace_noise_sd
@@ -72,6 +72,7 @@ class MoDL(nn.Module):
         iterations: Conjugate gradients in each cascade.
         mixer: Makes a block that mixes the whole image inside the networks, see `ShuffleUNet`.
         sens_net: Makes sensitivity maps where none are given. It is not trained: no gradient reaches it.
+        checkpoint_cascades: Keep only what passes between cascades and compute the rest again for the gradient.
         fft_origin: Fourier convention, see `medseq.ops.fourier`.
         fft_norm: Same.
 
@@ -91,6 +92,7 @@ class MoDL(nn.Module):
         iterations: int = 4,
         mixer: Callable[[int], nn.Module] | None = None,
         sens_net: nn.Module | None = None,
+        checkpoint_cascades: bool = False,
         fft_origin: Origin = "centre",
         fft_norm: Norm = "ortho",
     ) -> None:
@@ -99,7 +101,7 @@ class MoDL(nn.Module):
             raise InputError("MoDL needs positive sizes", found=(cascades, width, memory, iterations))
         self.fft_origin, self.fft_norm, self.memory = fft_origin, fft_norm, memory
         self.cascades = nn.ModuleList(Cascade(width, memory, iterations, mixer) for _ in range(cascades))
-        self.sens_net = sens_net
+        self.sens_net, self.checkpoint_cascades = sens_net, checkpoint_cascades
 
     def forward(
         self,
@@ -145,7 +147,8 @@ class MoDL(nn.Module):
         memory = x.real.new_zeros(len(x), self.memory, *x.shape[-2:])
         images, states = [], []
         for cascade in self.cascades:
-            x, memory = cascade(x, memory, scan, projected, noise_sd, orientation)
+            inputs = (x, memory, scan, projected, noise_sd, orientation)
+            x, memory = recomputed(self.checkpoint_cascades, cascade, *inputs)
             images.append([x])
             states.append(memory)
         return ReconOutput(x * _support(scan), None, images, states if return_states else None)

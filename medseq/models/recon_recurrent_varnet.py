@@ -14,7 +14,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from medseq.errors import InputError
-from medseq.nn.recon import Acquisition, ReconOutput, as_channels, as_complex, prepare
+from medseq.nn.recon import Acquisition, ReconOutput, as_channels, as_complex, prepare, recomputed
 from medseq.nn.recurrent import ConvGRU, in_fast_layout, make_recurrent, replicate_conv
 from medseq.nn.sensitivity import SensitivityNet
 from medseq.ops.coils import rss
@@ -145,6 +145,7 @@ class RecurrentVarNet(nn.Module):
         mixer: Makes a layer's recurrent unit from its number of channels, instead of the paper's ConvGRU: a
             `RecurrentMixer`, or an `ImageMixer`, which is then given a state (`medseq.nn.recurrent.Recurrent`).
         sens_net: Makes sensitivity maps where none are given, from k-space and mask.
+        checkpoint_cascades: Keep only what passes between steps and compute the rest again for the gradient.
         fft_origin: Fourier convention, see `medseq.ops.fourier`.
         fft_norm: Same.
     """
@@ -167,6 +168,7 @@ class RecurrentVarNet(nn.Module):
         initializer_multiscale: int = 3,
         mixer: Callable[[int], nn.Module] | None = None,
         sens_net: nn.Module | None = None,
+        checkpoint_cascades: bool = False,
         fft_origin: Origin = "centre",
         fft_norm: Norm = "ortho",
     ) -> None:
@@ -192,7 +194,7 @@ class RecurrentVarNet(nn.Module):
             if initializer is not None
             else None
         )
-        self.sens_net = sens_net
+        self.sens_net, self.checkpoint_cascades = sens_net, checkpoint_cascades
 
     def forward(
         self,
@@ -225,15 +227,19 @@ class RecurrentVarNet(nn.Module):
         k, steps, kept = scan.kspace, [], []
         for step in range(self.num_steps):
             block = step % len(self.regularisers)
-            update, states = self.regularisers[block](scan.operator.reduce(k), states)
-            mismatch = torch.where(scan.mask, k - scan.kspace, 0)
-            k = k - self.step_sizes[block] * mismatch + scan.operator.expand(update)
+            k, states = recomputed(self.checkpoint_cascades, self._step, block, scan, k, states)
             steps.append(k)
             if return_states:
                 kept.append(torch.stack(states, dim=-1) if isinstance(states[0], Tensor) else states)
         image = rss(ifft2(k, origin="corner", norm=self.fft_norm))
         kspaces = [scan.operator.scan(k) for k in steps]
         return ReconOutput(scan.operator.scan(image), kspaces[-1], [kspaces], kept if return_states else None)
+
+    def _step(self, block: int, scan: Acquisition, k: Tensor, states: State) -> tuple[Tensor, State]:
+        """One update of k-space, and the states after it."""
+        update, states = self.regularisers[block](scan.operator.reduce(k), states)
+        mismatch = torch.where(scan.mask, k - scan.kspace, 0)
+        return k - self.step_sizes[block] * mismatch + scan.operator.expand(update), states
 
     def initial_states(self, scan: Acquisition, initial_image: Float[Tensor, "..."] | None) -> State:
         """States before the first step: learned from k-space, or None (zeros) for every layer.

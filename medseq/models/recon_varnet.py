@@ -12,7 +12,7 @@ from jaxtyping import Complex
 from torch import Tensor, nn
 
 from medseq.errors import InputError
-from medseq.nn.recon import Acquisition, ReconOutput, prepare
+from medseq.nn.recon import Acquisition, ReconOutput, prepare, recomputed
 from medseq.nn.sensitivity import SensitivityNet
 from medseq.nn.unet import NormUNet
 from medseq.ops.coils import rss
@@ -48,6 +48,7 @@ class VarNet(nn.Module):
         pools: How often they halve the size.
         sens_net: Makes sensitivity maps where none are given, from k-space and mask; the paper's is
             `medseq.nn.sensitivity.SensitivityNet`.
+        checkpoint_cascades: Keep only what passes between cascades and compute the rest again for the gradient.
         fft_origin: Fourier convention, see `medseq.ops.fourier`.
         fft_norm: Same.
     """
@@ -60,6 +61,7 @@ class VarNet(nn.Module):
         channels: int = 18,
         pools: int = 4,
         sens_net: nn.Module | None = None,
+        checkpoint_cascades: bool = False,
         fft_origin: Origin = "centre",
         fft_norm: Norm = "ortho",
     ) -> None:
@@ -68,7 +70,7 @@ class VarNet(nn.Module):
             raise InputError("VarNet needs at least one cascade", found=num_cascades)
         self.fft_origin, self.fft_norm = fft_origin, fft_norm
         self.cascades = nn.ModuleList(VarNetBlock(NormUNet(channels, pools)) for _ in range(num_cascades))
-        self.sens_net = sens_net
+        self.sens_net, self.checkpoint_cascades = sens_net, checkpoint_cascades
 
     def forward(
         self,
@@ -99,7 +101,7 @@ class VarNet(nn.Module):
         if initial_image is not None:
             k = torch.where(scan.mask, k, scan.operator.expand(initial_image))
         for block in self.cascades:
-            k = block(k, scan)
+            k = recomputed(self.checkpoint_cascades, block, k, scan)
             steps.append([scan.operator.scan(k)])
         image = rss(ifft2(k, origin="corner", norm=self.fft_norm))
         return ReconOutput(scan.operator.scan(image), steps[-1][0], steps)

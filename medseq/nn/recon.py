@@ -4,17 +4,21 @@ Axes are ``(batch, coil, row, col)``, complex; masks ``(batch or 1, 1, row or 1,
 input: scale belongs to the transforms around them.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Complex
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from medseq.errors import InputError, ShapeError
 from medseq.ops.coils import SenseOperator
 from medseq.ops.fourier import Norm, Origin
 
-__all__ = ["Acquisition", "ReconOutput", "as_channels", "as_complex", "prepare"]
+__all__ = ["Acquisition", "ReconOutput", "as_channels", "as_complex", "prepare", "recomputed"]
+
+Result = TypeVar("Result")
 
 
 class ReconOutput(NamedTuple):
@@ -106,5 +110,23 @@ def as_channels(image: Complex[Tensor, "batch row col"]) -> Tensor:
 
 
 def as_complex(channels: Tensor) -> Complex[Tensor, "batch row col"]:
-    """Two channels -> complex image."""
+    """Two channels -> complex image; complex numbers have single precision at least, whatever the channels have.
+
+    Physics stays in float32 under mixed precision: a Fourier transform of half the precision loses what the data say.
+    """
+    if channels.dtype in (torch.float16, torch.bfloat16):
+        channels = channels.float()
     return torch.complex(channels[:, 0], channels[:, 1])
+
+
+def recomputed(flag: bool, step: Callable[..., Result], *inputs: Any) -> Result:
+    """Run a step; with `flag` what it computes inside is computed again for the gradient, not kept.
+
+    Args:
+        flag: Trade time for memory.
+        step: A cascade or an unrolled step.
+        inputs: Its arguments; these and its result are kept.
+    """
+    if flag and torch.is_grad_enabled():
+        return checkpoint(step, *inputs, use_reentrant=False)
+    return step(*inputs)

@@ -12,6 +12,8 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medseq.nn.recon import as_complex
+
 __all__ = ["NormUNet", "UNet"]
 
 
@@ -136,4 +138,4 @@ class NormUNet(nn.Module):
         x = self.unet(F.pad(x, (left, right, up, down)))[..., up : up + rows, left : left + cols]
         if self.normalise:
             x = x * deviation + mean
-        return torch.complex(x[:, 0], x[:, 1])
+        return as_complex(x)

@@ -27,6 +27,11 @@ class AveragedTask(pl.LightningModule):
         scalar_lr: Factor on the learning rate of parameters that are single numbers.
         ema_decay: Decay of the averaged weights, which are the ones that are validated and shipped.
         clip_norm: Gradients are scaled down to this norm.
+        drop_every: Multiply the learning rate by `drop_factor` every so many optimizer steps, instead of cosine decay.
+        drop_factor: See `drop_every`.
+
+    Raises:
+        InputError: A schedule that cannot be.
     """
 
     def __init__(
@@ -41,6 +46,8 @@ class AveragedTask(pl.LightningModule):
         clip_norm: float,
         weight_decay: float = 0.0,
         scalar_lr: float = 1.0,
+        drop_every: int | None = None,
+        drop_factor: float = 0.2,
     ) -> None:
         super().__init__()
         self.net = net
@@ -48,6 +55,11 @@ class AveragedTask(pl.LightningModule):
         self.lr, self.min_lr, self.betas, self.warmup_steps = lr, min_lr, betas, warmup_steps
         self.weight_decay, self.scalar_lr = weight_decay, scalar_lr
         self.ema_decay, self.clip_norm = ema_decay, clip_norm
+        if drop_every is not None and (drop_every < 1 or not 0 < drop_factor <= 1):
+            raise InputError(
+                "not a schedule", found=(drop_every, drop_factor), wanted="drop_every >= 1, 0 < factor <= 1"
+            )
+        self.drop_every, self.drop_factor = drop_every, drop_factor
 
     def finite(self, loss: Tensor) -> Tensor:
         """Log the training loss; one that is not finite stops the run."""
@@ -63,7 +75,7 @@ class AveragedTask(pl.LightningModule):
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Adam; linear warm-up and cosine decay over the steps of the run."""
+        """Adam; linear warm-up, then cosine decay over the steps of the run, or drops."""
         parameters = list(self.net.parameters())
         groups = [{"params": [p for p in parameters if p.dim()], "lr": self.lr}]
         if any(not p.dim() for p in parameters):
@@ -78,6 +90,8 @@ class AveragedTask(pl.LightningModule):
         def factor(step: int) -> float:
             if step < self.warmup_steps:
                 return (step + 1) / self.warmup_steps
+            if self.drop_every is not None:
+                return max(floor, self.drop_factor ** (step // self.drop_every))
             progress = min(1.0, (step - self.warmup_steps) / max(1, total - self.warmup_steps))
             return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 

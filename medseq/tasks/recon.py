@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from medseq.data.recon import ReconBatch, collate
 from medseq.data.seeded import SeededDataset
-from medseq.ops.coils import acs_sens_maps, rss, sens_reduce
+from medseq.errors import InputError
+from medseq.ops.coils import rss, sens_reduce
+from medseq.ops.espirit import estimate_maps
 from medseq.ops.fourier import ifft2
 from medseq.tasks.averaged import AveragedTask
 from medseq.tasks.recon_loss import ReconLoss
@@ -35,6 +37,8 @@ class ReconTask(AveragedTask):
         scalar_lr: Factor on the learning rate of single numbers (data consistency weights).
         ema_decay: Decay of the averaged weights, which are the ones that are validated and shipped.
         clip_norm: Gradients are scaled down to this norm.
+        drop_every: See `AveragedTask`.
+        drop_factor: Same.
         bundle: What `medseq bundle` writes into bundle.yaml beside the model.
     """
 
@@ -50,6 +54,8 @@ class ReconTask(AveragedTask):
         scalar_lr: float = 1.0,
         ema_decay: float = 0.999,
         clip_norm: float = 1.0,
+        drop_every: int | None = None,
+        drop_factor: float = 0.2,
         bundle: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
@@ -62,14 +68,34 @@ class ReconTask(AveragedTask):
             clip_norm=clip_norm,
             weight_decay=weight_decay,
             scalar_lr=scalar_lr,
+            drop_every=drop_every,
+            drop_factor=drop_factor,
         )
         self.criterion = loss or ReconLoss(l1=1.0, ssim=1.0)
         self.bundle = bundle or {}
 
+    def on_fit_start(self) -> None:
+        """Refuse samples of another Fourier convention than the network's.
+
+        Raises:
+            InputError: Naming both.
+        """
+        network = _convention(self.net)
+        for name in ("train", "val"):
+            data = getattr(getattr(self.trainer, "datamodule", None), name, None)
+            if data is not None and _convention(data) != network:
+                raise InputError(
+                    "samples and network follow different Fourier conventions",
+                    where=f"data.{name}",
+                    found="-".join(_convention(data)),
+                    wanted="-".join(network),
+                    remedy="give both the same fft_origin and fft_norm",
+                )
+
     def predictions(self, net: nn.Module, batch: ReconBatch) -> list[list[Tensor]]:
         """Images ``[cascade][step]``, complex or root sum of squares as the network makes them."""
         # RecurrentVarNet's states may start from an image: the zero-filled one, as its original does.
-        start = _zero_filled(batch) if getattr(net, "start", None) == "input_image" else None
+        start = _zero_filled(batch, net) if getattr(net, "start", None) == "input_image" else None
         out = net(batch.masked_kspace, batch.mask, batch.sens_maps, initial_image=start)
         steps = [[_as_image(x, net, batch) for x in cascade] for cascade in out.intermediates or []]
         if not steps:
@@ -97,7 +123,7 @@ class ReconTask(AveragedTask):
 
         wanted = centre(batch.target, batch.recon_shape).abs()
         out = centre(self.predictions(self.ema, batch)[-1][-1], batch.recon_shape).abs()
-        images = {"input": centre(_zero_filled(batch), batch.recon_shape).abs(), "val": out}
+        images = {"input": centre(_zero_filled(batch, self.ema), batch.recon_shape).abs(), "val": out}
         for name, image in images.items():
             error = (image - wanted).square().mean(dim=(1, 2)).clamp_min(1e-12)
             psnr = 10 * torch.log10(wanted.amax(dim=(1, 2)).square() / error)
@@ -148,17 +174,29 @@ def centre(image: Tensor, shape: tuple[int, int]) -> Tensor:
     return image
 
 
+def _convention(owner: object) -> tuple[str, str]:
+    """Fourier origin and norm of a network or a data set; those that say nothing are centred and unitary."""
+    return getattr(owner, "fft_origin", "centre"), getattr(owner, "fft_norm", "ortho")
+
+
+def _fft(net: nn.Module) -> dict[str, Any]:
+    origin, norm = _convention(net)
+    return {"origin": origin, "norm": norm}
+
+
 def _as_image(x: Tensor, net: nn.Module, batch: ReconBatch) -> Tensor:
     """An intermediate prediction as an image: some networks hand out multi-coil k-space."""
     if x.dim() == 3:
         return x
     if getattr(net, "image_kind", "complex") == "rss":
-        return rss(ifft2(x))
-    maps = batch.sens_maps if batch.sens_maps is not None else acs_sens_maps(batch.masked_kspace, batch.mask)
-    return sens_reduce(x, maps)
+        return rss(ifft2(x, **_fft(net)))
+    maps = batch.sens_maps
+    if maps is None:
+        maps = estimate_maps(batch.masked_kspace, batch.mask, "acs", **_fft(net))
+    return sens_reduce(x, maps, **_fft(net))
 
 
-def _zero_filled(batch: ReconBatch) -> Tensor:
+def _zero_filled(batch: ReconBatch, net: nn.Module) -> Tensor:
     if batch.sens_maps is None:
-        return rss(ifft2(batch.masked_kspace))
-    return sens_reduce(batch.masked_kspace, batch.sens_maps)
+        return rss(ifft2(batch.masked_kspace, **_fft(net)))
+    return sens_reduce(batch.masked_kspace, batch.sens_maps, **_fft(net))

@@ -1,6 +1,8 @@
 """`medseq convert`: a checkpoint as the original code saves it becomes a bundle with the same numbers."""
 
+import io
 import json
+import tarfile
 
 import pytest
 import torch
@@ -158,3 +160,93 @@ def test_keys_of_nobody_are_not_guessed(tmp_path):
     assert result.exit_code == 2
     assert "cannot be told by its keys" in result.stderr
     assert "name the source" in result.stderr
+
+
+def archive(path, members, mode="w"):
+    """A tar of ``{name: bytes}``; a name that maps to None becomes a link."""
+    with tarfile.open(path, mode) as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            if content is None:
+                info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            info.size = len(content or b"")
+            file.addfile(info, io.BytesIO(content or b""))
+    return path
+
+
+def saved(content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+RSS_CONFIG = {
+    "model_name": "CIRIM",
+    "coil_combination_method": "RSS",
+    "time_steps": 3,
+    "num_cascades": 2,
+    "fft_centered": False,
+    "fft_normalization": "backward",
+    "train_loss_fn": "l1",
+    "train_ds": {"data_path": "x"},
+    "optim": {"lr": 1e-4},
+}
+
+
+@pytest.mark.parametrize(("mode", "wrapped"), [("w", False), ("w:gz", True)])
+def test_archives_of_atommic_bring_their_configuration(mode, wrapped, tmp_path):
+    state = recon_state("cirim_5_indrnn_rsscombine_2casc_8t")
+    # Lightning keeps the window of the loss beside the network.
+    kept = {**state, "val_loss_fn.w": torch.ones(1, 1, 7, 7)}
+    members = {
+        "./model_config.yaml": yaml.safe_dump(RSS_CONFIG).encode(),
+        "./model_weights.ckpt": saved({"state_dict": kept, "epoch": 3} if wrapped else kept),
+    }
+    path, out = archive(tmp_path / "their.atommic", members, mode), tmp_path / "converted"
+    result = runner.invoke(app, ["convert", "auto", str(path), str(out)])
+    assert result.exit_code == 0, result.output
+    bundle = load_bundle(out)
+    assert bundle.metadata["converted_from"]["config"]["time_steps"] == 3
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["converted", "their.atommic"]
+    generator = torch.Generator().manual_seed(8)
+    maps, kspace = (torch.randn(1, 3, 16, 20, dtype=torch.complex64, generator=generator) for _ in range(2))
+    arguments = {"coil_combination_method": "RSS", "time_steps": 3}
+    with torch.inference_mode():
+        theirs = reference.load("atommic", state, arguments)(kspace, torch.ones(1, 1, 1, 20), maps).image
+        ours = bundle.build_model()(kspace, torch.ones(1, 1, 1, 20), maps).image
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"../model_weights.ckpt": b"x"}, "points outside of it"),
+        ({"/etc/model_config.yaml": b"x"}, "points outside of it"),
+        ({"model_weights.ckpt": None}, "points outside of it"),
+        ({"other/model_config.yaml": b"x: 1"}, "comes twice"),
+        ({"model_config.yaml": b"a: [1"}, "not YAML"),
+        ({"model_config.yaml": b"1"}, "names no arguments"),
+        ({"model_config.yaml": b"x" * (1 << 20) + b"y"}, "'model_config.yaml' of the archive is too large"),
+        ({f"{i}.txt": b"" for i in range(20)}, "too many members"),
+        ({"model_weights.ckpt": b"not a checkpoint"}, "cannot be loaded as plain tensors"),
+        ({"model_weights.ckpt": saved([1])}, "holds no state dict"),
+    ],
+)
+def test_archives_that_are_refused(change, complaint, tmp_path):
+    members = {"model_config.yaml": b"time_steps: 8", "model_weights.ckpt": saved({"x": torch.zeros(1)})}
+    path = archive(tmp_path / "their.atommic", members | change)
+    result = runner.invoke(app, ["convert", "atommic", str(path), str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["their.atommic"]
+
+
+def test_archives_without_weights_or_cut_short(tmp_path):
+    path = archive(tmp_path / "their.atommic", {"model_config.yaml": b"time_steps: 8"})
+    result = runner.invoke(app, ["convert", "atommic", str(path), str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "lacks a member (found model_config.yaml, wanted model_weights.ckpt)" in result.stderr
+    path.write_bytes(b"no tar")
+    result = runner.invoke(app, ["convert", "atommic", str(path), str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "not an archive of atommic, or damaged" in result.stderr

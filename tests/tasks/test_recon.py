@@ -197,3 +197,18 @@ def test_batch_is_the_contract():
     assert batch.mask.dtype == torch.bool
     assert batch.target.shape == (2, 32, 32)
     assert bool((batch.masked_kspace[~batch.mask.expand_as(batch.masked_kspace)] == 0).all())
+
+
+def test_the_learning_rate_drops_by_steps_if_asked(tmp_path):
+    module = task(lr=1e-3, min_lr=0.0, warmup_steps=2, drop_every=3, drop_factor=0.2)
+    run, rates = trainer(tmp_path, max_epochs=1), []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    run.callbacks.append(Watch())
+    run.fit(module, ReconDataModule(PhantomScans(7, shape=(16, 16)), PhantomScans(1, shape=(16, 16))))
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 2e-4, 2e-4, 2e-4, 4e-5])
+    with pytest.raises(InputError, match="not a schedule"):
+        task(drop_every=0)
