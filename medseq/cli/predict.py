@@ -37,7 +37,8 @@ def predict(
         typer.Option("--sens", help="Raw data: where coil sensitivities come from; default auto."),
     ] = None,
     fft: Annotated[
-        Literal["centre", "corner"] | None, typer.Option("--fft", help="Raw data: where the zero frequency stands.")
+        Literal["centre", "centred", "corner"] | None,
+        typer.Option("--fft", help="Raw data: where the zero frequency stands."),
     ] = None,
     virtual_coils: Annotated[
         int | None, typer.Option("--virtual-coils", min=1, help="Raw data: compress to so many coils; default 16.")

@@ -142,7 +142,7 @@ class ReconPredictor:
             return SliceResult(nothing, nothing, {})
         try:
             prepared = prepare_slice(part, self._params.sens, reader.fft.norm, self._device)
-            return reconstruct_slice(self._model, prepared)
+            return reconstruct_slice(self._model, prepared, own_maps=self._params.sens == "auto")
         except MedseqError as error:
             place = f"slice {number}" if error.where is None else f"slice {number}, {error.where}"
             raise type(error)(
@@ -157,8 +157,12 @@ class ReconPredictor:
             for notice in getattr(reader, "notices", ())
         ]
         if complete:
-            text = f"{complete} of {reader.n} slices are fully sampled: their coils are combined, nothing is estimated"
-            flags.append(Flag("fully-sampled", text, "info"))
+            text = f"{complete} of {reader.n} slices are fully sampled: "
+            if "change_when_full" in metrics:
+                text += f"the network was run all the same and changed them by {metrics['change_when_full']:.3g}"
+            else:
+                text += "their coils are combined, nothing is estimated"
+            flags.append(Flag("fully-sampled", text, "warn" if "change_when_full" in metrics else "info"))
         if empty:
             flags.append(Flag("empty-slices", f"{empty} of {reader.n} slices hold no signal and stay zero", "info"))
         if estimated and self._params.sens == "auto":
@@ -167,7 +171,7 @@ class ReconPredictor:
             )
             flags.append(Flag("maps-estimated", text))
         for check in self._config.checks:
-            if metrics[check.name] > check.max:
+            if metrics.get(check.name, 0.0) > check.max:
                 text = f"{METRICS[check.name]}: {metrics[check.name]:.4g}, limit {check.max:g}"
                 flags.append(Flag(check.name, text))
         return flags
@@ -177,9 +181,10 @@ def _summary(slices: list[dict[str, float]]) -> dict[str, float]:
     """Metrics of an item from those of its slices: the worst where a slice alone can be wrong, else the mean."""
 
     def values(key: str) -> np.ndarray:
-        return np.array([metrics[key] for metrics in slices])
+        return np.array([metrics[key] for metrics in slices if key in metrics])
 
-    return {
+    changes = values("change_when_full")
+    return ({"change_when_full": float(changes.max())} if changes.size else {}) | {
         "data_residual": float(values("data_residual").max()),
         "data_residual_mean": float(values("data_residual").mean()),
         "residual_over_noise": float(values("residual_over_noise").max()),

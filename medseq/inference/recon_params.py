@@ -19,6 +19,7 @@ METRICS = {
     "residual_over_noise": "root mean square of M(F S x - y) over the noise of a sample, largest of a slice",
     "acceleration": "points of k-space over measured points, mean over slices",
     "noise_to_signal": "noise of a coil's pixel over the 95th percentile of the image, mean over slices",
+    "change_when_full": "change of a fully sampled image by the network over that image, largest of a slice",
 }
 
 
@@ -66,7 +67,7 @@ class ReconParams:
             raise BundleError("unknown fidelity check", where=config.name, found=unknown[0], wanted=", ".join(METRICS))
         params = cls(
             sens=sens or "auto",
-            fft=fft,
+            fft="centre" if fft == "centred" else fft,
             virtual_coils=cls.MAX_COILS if virtual_coils is None else int(virtual_coils),
             orientations=8 if orientations is None else int(orientations),
         )

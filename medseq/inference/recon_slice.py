@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from medseq.data.recon_scale import sense_scale
 from medseq.errors import BackendError, InputError
+from medseq.inference.recon_net import ask_network, keeps_complete_data
 from medseq.inference.recon_params import SensMethod
 from medseq.io.kspace import KSpaceSlice
 from medseq.ops.coils import divide_or_zero, rss, sens_expand, sens_reduce
@@ -46,7 +47,7 @@ class SliceResult:
         image: ``(row, col)`` complex64, in the units of the file.
         zero_filled: The same from zeros where nothing was measured.
         metrics: Values of `medseq.inference.recon_params.METRICS` for this slice.
-        complete: Everything was measured; the network was not asked.
+        complete: Everything was measured.
         maps_from: See `Prepared`.
     """
 
@@ -106,14 +107,16 @@ def _normalised(maps: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def reconstruct_slice(net: nn.Module, part: Prepared, **options: Any) -> SliceResult:
+def reconstruct_slice(net: nn.Module, part: Prepared, *, own_maps: bool = True, **options: Any) -> SliceResult:
     """Run a network on a slice.
 
-    Fully sampled data are combined by the maps and otherwise left alone: there is nothing to reconstruct.
+    Fully sampled data are combined by the maps and otherwise left alone where the network agrees
+    (`keeps_complete_data`): there is nothing to reconstruct. Of other networks the change is a metric.
 
     Args:
         net: Under the reconstruction contract; those that take `noise_sd` are told it.
         part: The slice.
+        own_maps: Let a network with a `sens_net` make its maps, unless maps are given with the data.
         options: Further keywords of the network's forward.
 
     Raises:
@@ -122,20 +125,25 @@ def reconstruct_slice(net: nn.Module, part: Prepared, **options: Any) -> SliceRe
     zero_filled = sens_reduce(part.kspace, part.maps)
     scale, start = sense_scale(part.kspace, part.mask, part.maps)
     complete = bool(part.mask.all())
-    image = zero_filled
-    if not complete:
+    if complete and keeps_complete_data(net):
+        image, predicted = zero_filled, sens_expand(zero_filled, part.maps)
+    else:
         if getattr(net, "takes_noise_sd", False):
             options = {**options, "noise_sd": part.noise_sd / scale, "initial_image": start}
+        own = own_maps and part.maps_from != "given"
         divided = part.kspace / scale.view(-1, 1, 1, 1)
-        image = (net(divided, part.mask, part.maps, **options).image * scale.view(-1, 1, 1)).to(torch.complex64)
+        image, predicted = ask_network(net, divided, part.mask, part.maps, own_maps=own, options=options)
+        image, predicted = image * scale.view(-1, 1, 1), predicted * scale.view(-1, 1, 1, 1)
     if not bool(torch.isfinite(torch.view_as_real(image)).all()):
         raise BackendError("the model returned values that are not finite")
-    metrics = _metrics(part, image, float(scale))
+    metrics = _metrics(part, predicted, float(scale))
+    if complete and not keeps_complete_data(net):
+        change = torch.linalg.vector_norm(image.abs() - zero_filled.abs()) / torch.linalg.vector_norm(zero_filled)
+        metrics["change_when_full"] = float(change)
     return SliceResult(image[0].cpu().numpy(), zero_filled[0].cpu().numpy(), metrics, complete, part.maps_from)
 
 
-def _metrics(part: Prepared, image: Tensor, scale: float) -> dict[str, float]:
-    predicted = sens_expand(image, part.maps)
+def _metrics(part: Prepared, predicted: Tensor, scale: float) -> dict[str, float]:
     measured = part.mask.expand_as(part.kspace[:, :1])
     residual = torch.where(part.mask, predicted - part.kspace, 0)
     count = int(measured.sum()) * part.kspace.shape[1]

@@ -87,7 +87,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     difference: bool = False,
     resample: bool = False,
     sens: SensMethod | None = None,
-    fft: Literal["centre", "corner"] | None = None,
+    fft: Literal["centre", "centred", "corner"] | None = None,
     virtual_coils: int | None = None,
     orientations: int | None = None,
     verify: bool = False,

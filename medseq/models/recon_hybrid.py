@@ -42,6 +42,7 @@ class Hybrid(nn.Module):
 
     image_kind = "complex"
     takes_noise_sd = True
+    keeps_complete_data = True
 
     def __init__(
         self,

@@ -83,6 +83,7 @@ class MoDL(nn.Module):
 
     image_kind = "complex"
     takes_noise_sd = True
+    keeps_complete_data = True
 
     def __init__(
         self,
@@ -170,6 +171,7 @@ class OrientationAverage(nn.Module):
     """
 
     takes_noise_sd = True
+    keeps_complete_data = True
 
     def __init__(self, net: MoDL, orientations: int = 8) -> None:
         super().__init__()
@@ -177,6 +179,7 @@ class OrientationAverage(nn.Module):
             raise InputError("there are eight orientations", found=orientations, wanted="1 to 8")
         self.net, self.orientations = net, orientations
         self.image_kind = net.image_kind
+        self.fft_origin, self.fft_norm = net.fft_origin, net.fft_norm
 
     def forward(self, masked_kspace: Tensor, mask: Tensor, sens_maps: Tensor | None = None, **rest: Any) -> ReconOutput:
         """See `MoDL.forward`; intermediates and states are those of the first orientation."""
