@@ -26,7 +26,7 @@ def discover_kspace(root: Path, paths: Sequence[Path], fft: str | None) -> Itera
         paths: Regular files below it.
         fft: Fourier convention that the caller asks for, or None.
     """
-    from medseq.io.kspace_open import kspace_files, open_kspace_items
+    from medseq.io.kspace_open import kspace_companions, kspace_files, open_kspace_items
 
     main: list[Path] = []
     for path in paths:
@@ -45,8 +45,9 @@ def discover_kspace(root: Path, paths: Sequence[Path], fft: str | None) -> Itera
         except MedseqError as error:
             yield _broken(root, path, error)
             continue
-        companions |= {Path(extra) for reader in readers for extra in reader.source.files}
-        yield from _items(root, path, readers)
+        extra = {Path(file) for reader in readers for file in reader.source.files} | set(kspace_companions(path))
+        companions |= extra
+        yield from _items(root, path, readers, sorted(extra - {path}))
     for path in paths:
         if path not in main and path not in companions:
             yield refused_item(root, path, "skipped", "not-kspace", "no raw MR data")
@@ -82,9 +83,8 @@ def reader_label(reader: "KSpaceReader") -> str:
     return str(getattr(reader, "label", ""))
 
 
-def _items(root: Path, path: Path, readers: "Sequence[KSpaceReader]") -> Iterator[Found]:
+def _items(root: Path, path: Path, readers: "Sequence[KSpaceReader]", extra: list[Path]) -> Iterator[Found]:
     for number, reader in enumerate(readers):
-        extra = sorted({Path(file) for file in reader.source.files} - {path})
         remarks = tuple((notice.code, notice.message) for notice in getattr(reader, "notices", ()))
         name = " ".join([label(relative(root, path)), reader_label(reader)]).strip()
         yield Found(_id(root, path, number), "kspace", name, file_rows(root, [path, *extra]), remarks=remarks)

@@ -70,10 +70,10 @@ def prepare_slice(part: KSpaceSlice, sens: SensMethod, norm: str, device: torch.
     Raises:
         InputError: Maps are missing, or cannot be estimated from what was measured.
     """
-    kspace = torch.from_numpy(np.ascontiguousarray(part.kspace, dtype=np.complex64))[None].to(device)
+    kspace = _tensor(part.kspace, np.complex64)[None].to(device)
     # Images are the same numbers whatever the norm: the file's inverse transform already divided, or will not.
     factor = float(kspace.shape[-2] * kspace.shape[-1]) ** (-0.5 if norm == "backward" else 0.0)
-    mask = torch.from_numpy(np.ascontiguousarray(part.mask))[None].to(device)
+    mask = _tensor(part.mask, np.bool_)[None].to(device)
     kspace = torch.where(mask, kspace * factor, 0)
     if not bool((kspace != 0).any()):
         raise InputError("the slice holds no signal", found="k-space is all zero")
@@ -87,7 +87,7 @@ def _maps(part: KSpaceSlice, kspace: Tensor, mask: Tensor, sens: SensMethod) -> 
     if sens == "given" and part.sens_maps is None:
         raise InputError("the file holds no sensitivity maps", remedy="--sens espirit estimates them")
     if sens in ("auto", "given") and part.sens_maps is not None:
-        stored = torch.from_numpy(np.ascontiguousarray(part.sens_maps, dtype=np.complex64))[None].to(kspace.device)
+        stored = _tensor(part.sens_maps, np.complex64)[None].to(kspace.device)
         return _normalised(stored), "given"
     if kspace.shape[1] == 1:
         # One coil sees the image as it is.
@@ -100,6 +100,11 @@ def _maps(part: KSpaceSlice, kspace: Tensor, mask: Tensor, sens: SensMethod) -> 
             if sens == "espirit":
                 raise
     return _normalised(estimate_maps(kspace, mask, "acs")), "estimate"
+
+
+def _tensor(array: np.ndarray, dtype: type) -> Tensor:
+    """Readers hand out views that cannot be written; torch takes them with a warning only."""
+    return torch.from_numpy(np.require(array, dtype, ["C", "W"]))
 
 
 def _normalised(maps: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from medseq.io.kspace_sidecar import Sidecar, find_sidecar, read_sidecar
 from medseq.io.kspace_stored import NpzArray, StoredArray, open_npy, readable
 from medseq.io.privacy import path_label
 
-__all__ = ["KSpaceKind", "kspace_files", "kspace_kind", "open_kspace", "open_kspace_items"]
+__all__ = ["KSpaceKind", "kspace_companions", "kspace_files", "kspace_kind", "open_kspace", "open_kspace_items"]
 
 KSpaceKind = Literal["hdf5", "numpy", "bart"]
 _HDF5_SUFFIXES = (".h5", ".hdf5", ".mrd", ".mat")
@@ -63,16 +63,27 @@ def kspace_kind(path: Path) -> KSpaceKind | None:
 def kspace_files(paths: Iterable[Path]) -> list[Path]:
     """The files among these that are raw data of their own: no headers, maps or arrays that belong to another one."""
     paths = sorted(Path(path) for path in paths)
-    belongs: set[Path] = set()
-    for path in paths:
-        side = find_sidecar(path) if path.suffix.lower() in (".npy", ".npz", *_HDF5_SUFFIXES) else None
-        if side is not None:
-            fields = read_sidecar(side)
-            named = (fields.mask, fields.sens_maps, fields.noise_cov)
-            belongs |= {path.with_name(name) for name in named if name is not None and name.lower().endswith(".npy")}
-        if path.suffix.lower() == ".cfl":
-            belongs.add(path.with_name(f"{path.stem}_sens.cfl"))
+    belongs = {other for path in paths for other in kspace_companions(path)}
     return [path for path in paths if path.suffix.lower() != ".hdr" and path not in belongs and kspace_kind(path)]
+
+
+def kspace_companions(path: Path) -> list[Path]:
+    """The other files that a file of raw data consists of: header, maps, sidecar and what the sidecar names.
+
+    Raises:
+        FormatError: A sidecar that cannot be read.
+    """
+    found: list[Path] = []
+    suffix = path.suffix.lower()
+    side = find_sidecar(path) if suffix in (".npy", ".npz", *_HDF5_SUFFIXES) else None
+    if side is not None:
+        fields = read_sidecar(side)
+        named = (fields.mask, fields.sens_maps, fields.noise_cov)
+        found = [side, *(path.with_name(name) for name in named if name is not None and name.lower().endswith(".npy"))]
+    if suffix == ".cfl":
+        maps = path.with_name(f"{path.stem}_sens")
+        found = [path.with_suffix(".hdr"), maps.with_name(f"{maps.name}.cfl"), maps.with_name(f"{maps.name}.hdr")]
+    return [other for other in found if other.is_file()]
 
 
 def open_kspace_items(
