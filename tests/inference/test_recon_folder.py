@@ -25,23 +25,27 @@ PLANTED = "PLANTEDNAME"
 SIZES = {"cascades": 1, "width": 4, "memory": 1, "iterations": 2}
 
 
-@pytest.fixture(scope="session")
-def recon_bundle(tmp_path_factory):
-    """A small untrained MoDL with the sections of the shipped one."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        state = MoDL(**SIZES).state_dict()
+def save(folder, model, class_path, init_args):
+    """A bundle with the sections of the shipped one."""
     config = {
-        "name": "tiny-recon",
+        "name": folder.name,
         "version": "1.0",
         "task": "recon",
-        "model": {"class_path": "medseq.models.recon_modl.MoDL", "init_args": SIZES},
+        "model": {"class_path": class_path, "init_args": init_args},
         "input": {"kind": "kspace", "modality": ["MR"], "units": "1", "fft": "centre"},
         "output": {"kind": "volume", "units": "1"},
         "checks": [{"name": "data_residual", "max": 0.9, "unit": "1"}],
     }
-    folder = tmp_path_factory.mktemp("bundle") / "tiny-recon"
-    return save_bundle(folder, config, state, metadata={"intended_use": "tests"}, card="# Tiny\n")
+    return save_bundle(folder, config, model.state_dict(), metadata={"intended_use": "tests"}, card="# Tiny\n")
+
+
+@pytest.fixture(scope="session")
+def recon_bundle(tmp_path_factory):
+    """A small untrained MoDL."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = MoDL(**SIZES)
+    return save(tmp_path_factory.mktemp("bundle") / "tiny-recon", model, "medseq.models.recon_modl.MoDL", SIZES)
 
 
 def lines(cols):
@@ -314,6 +318,30 @@ def test_what_belongs_to_a_scan_counts_as_its_input(recon_bundle, mixed, tmp_pat
     assert set(found["scan.cfl"][0][1]) == {"scan.cfl", "scan.hdr", "scan_sens.cfl", "scan_sens.hdr"}
     np.save(mixed / "own_mask.npy", np.ones(36, bool))
     assert predict_folder(recon_bundle, mixed, tmp_path / "out", orientations=1).processed == 1, "another mask"
+
+
+def test_a_bundle_of_another_network_reports_what_it_changes(tmp_path, rng):
+    from medseq.models.recon_varnet import VarNet
+    from medseq.nn.sensitivity import SensitivityNet
+
+    sizes = {"num_cascades": 1, "channels": 4, "pools": 2, "fft_origin": "corner", "fft_norm": "backward"}
+    habits = {"channels": 4, "pools": 2, "fft_origin": "corner", "fft_norm": "backward"}
+    maker = {"class_path": "medseq.nn.sensitivity.SensitivityNet", "init_args": habits}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        model = VarNet(**sizes, sens_net=SensitivityNet(**habits))
+    bundle = save(tmp_path / "varnet", model, "medseq.models.recon_varnet.VarNet", sizes | {"sens_net": maker})
+    (tmp_path / "in").mkdir()
+    fastmri(tmp_path / "in" / "full.h5", head_kspace(rng, 1, 3, 32, 36))
+    fastmri(tmp_path / "in" / "half.h5", head_kspace(rng, 1, 3, 32, 36) * lines(36))
+    summary = predict_folder(bundle, tmp_path / "in", tmp_path / "out")
+    assert summary.counts["done"] == 2, by_name(tmp_path / "out")
+    found = by_name(tmp_path / "out")
+    item = found["full.h5"][0][0]
+    assert item.metrics["change_when_full"] > 0
+    told = {flag["code"]: flag for flag in item.flags}["fully-sampled"]
+    assert (told["level"], "changed them by" in told["message"]) == ("warn", True)
+    assert "change_when_full" not in found["half.h5"][0][0].metrics
 
 
 def test_the_command_line(recon_bundle, tmp_path, rng):

@@ -1,0 +1,36 @@
+"""Pages for people: their links lead somewhere, and the options that they name exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
+
+
+def test_the_recon_page_names_options_configurations_and_flags_that_exist():
+    text = (ROOT / "docs" / "recon.md").read_text()
+    predict = (ROOT / "medseq" / "cli" / "predict.py").read_text()
+    known = set(re.findall(r"--[a-z-]+", predict))
+    assert set(re.findall(r"`(--[a-z-]+)", text)) <= known
+    for config in re.findall(r"--config (recon/\w+)", text):
+        assert (ROOT / "configs" / f"{config}.yaml").is_file()
+    for script in re.findall(r"python (benchmarks/\w+\.py)", text):
+        assert (ROOT / script).is_file()
+    source = "".join(
+        path.read_text() for folder in ("io", "inference") for path in (ROOT / "medseq" / folder).glob("*.py")
+    )
+    flags = text[text.index("## Flags") : text.index("## What to believe")]
+    for code in re.findall(r"`([a-z][a-z-]+)`", flags):
+        assert f'"{code}"' in source, code
+
+
+def test_the_recon_page_fits_two_screens():
+    assert len((ROOT / "docs" / "recon.md").read_text().splitlines()) <= 100
