@@ -15,6 +15,7 @@ from restore_cases import other_mr_cases
 from torch import Tensor
 from torch.nn import functional as F
 
+from medseq.cli.demo_recon import sample_slice
 from medseq.data.sampling import draw_pattern
 from medseq.data.simulate import simulate_scan
 from medseq.ops.coils import sens_reduce
@@ -80,6 +81,10 @@ def head_scans(large: bool = True) -> list[Scan]:
     for number, name in enumerate(HEADS):
         image = torch.from_numpy(cases[name].image)
         scans.append(_scan(image, name, cases[name].patient, number))
+    # The demo's slice, of 2 mm pixels, interpolated to be the object of a scan of the same size.
+    image = torch.from_numpy(np.ascontiguousarray(sample_slice()))[None, None]
+    grown = F.interpolate(image, scale_factor=2, mode="bicubic", align_corners=False)[0, 0]
+    scans.append(_scan(grown.clamp_min(0), "head, EPI", "head, EPI", 50))
     if large:
         image = torch.from_numpy(cases[HEADS[0]].image)
         grown = F.interpolate(image[None, None], scale_factor=2, mode="bicubic", align_corners=False)[0, 0]

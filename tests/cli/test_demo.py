@@ -41,12 +41,13 @@ def test_the_claims_are_met(ran):
     tasks = {entry["task"]: entry for entry in json.loads(result.stdout)}
     assert tasks["CT"]["gain_db"] >= 2.0
     assert tasks["MR"]["gain_db"] >= 1.0
+    assert tasks["MRI"]["gain_db"] >= 6.0
     assert all(entry["ssim_after"] > entry["ssim_before"] for entry in tasks.values())
 
 
 def test_it_leaves_input_truth_and_results(ran):
     folder, _ = ran
-    for name in ("ct", "mr"):
+    for name in ("ct", "mr", "mri"):
         assert list((folder / "input" / name).rglob("*.*"))
         assert list((folder / "truth" / name).rglob("*.*"))
         assert (folder / "out" / name / "report.html").is_file()
@@ -79,10 +80,15 @@ def test_the_gain_is_what_independent_code_measures(ran):
     psnr = 10 * np.log10(level**2 / np.mean((restored - clean) ** 2))
     assert psnr == pytest.approx(tasks["MR"]["psnr_after"], abs=0.01)
 
+    clean = np.abs(np.load(folder / "truth/mri/image.npy"))
+    image = nibabel.load(next((folder / "out/mri").glob("*/result.nii.gz"))).get_fdata()[..., 0].T
+    psnr = 10 * np.log10(clean.max() ** 2 / np.mean((image - clean) ** 2))
+    assert psnr == pytest.approx(tasks["MRI"]["psnr_after"], abs=0.01)
+
 
 def test_no_input_was_trained_on():
     """Neither by the manifests, nor by any hash that a shipped bundle names."""
-    inputs = {sha256(module.sample_file(claim)[0]) for claim in (module.CT, module.MR)}
+    inputs = {sha256(module.sample_file(claim)[0]) for claim in (module.CT, module.MR, module.MRI)}
     for manifest in read_manifests().values():
         for file in manifest["files"]:
             if file["role"] == "train":
@@ -95,7 +101,7 @@ def test_no_input_was_trained_on():
 
 
 def test_every_claim_names_a_shipped_model_and_an_image_that_is_here():
-    for claim in (module.CT, module.MR):
+    for claim in (module.CT, module.MR, module.MRI):
         assert claim.bundle in zoo_names()
         path, what = module.sample_file(claim)
         assert path.is_file()
@@ -111,6 +117,7 @@ def test_a_claim_that_is_not_met_is_said_and_fails(monkeypatch, tmp_path):
 
     monkeypatch.setattr(module, "_demo_ct", poor)
     monkeypatch.setattr(module, "_demo_mr", good)
+    monkeypatch.setattr(module, "_demo_mri", good)
     result = runner.invoke(app, ["demo", str(tmp_path / "demo")])
     assert result.exit_code == 3
     assert "gain +1.00 dB, claimed >= 2 dB: NOT MET" in result.stderr
