@@ -1,14 +1,16 @@
 """Train the reconstruction networks and their scan-block variants alike: same steps, same data, several seeds.
 
-    python benchmarks/recon_variants.py [--steps 400] [--seeds 1 2 3] [--only NAME …]
+    python benchmarks/recon_variants.py [--steps 400] [--seeds 1 2 3] [--only NAME …] [--table]
 
 The networks are those of configs/recon, shrunk alike so that all of them train on one CPU core in an hour or two; their
 order among each other is what is asked, not what they reach at full size. Finished runs below --out are kept, so the
-script goes on where it stopped. `quality_recon.py` judges the weights.
+script goes on where it stopped. --table judges them on other heads and writes benchmarks/results/recon_variants.md;
+`quality_recon.py` sets them beside the other methods.
 """
 
 import argparse
 import json
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,37 @@ def train(name: str, seed: int, steps: int, out: Path) -> None:
     print(json.dumps(facts), flush=True)
 
 
+def table(out: Path) -> str:
+    """Scores on other heads, mean and standard deviation over seeds; parameters; seconds of training and of a slice."""
+    from quality_recon import network, score, variants
+    from recon_cases import head_scans, undersample
+
+    conditions = ("equispaced lines, 4x", "Poisson points, 4x")
+    cases = {condition: [undersample(scan, condition) for scan in head_scans(False)] for condition in conditions}
+    facts = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    n = len(cases[conditions[0]])
+    lines = [
+        f"NRMSE, simulated scans of other heads, n = {n}, mean ± sd over seeds; {facts[0]['steps']} steps each.",
+        "",
+        f"| network | {' | '.join(conditions)} | parameters | training, CPU s | a slice, CPU s | seeds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, nets in variants(out).items():
+        own = [entry for entry in facts if entry["name"] == name]
+        cells, seconds = [], []
+        for condition in conditions:
+            means = []
+            for net in nets:
+                results = [(case, *network(net)(case)) for case in cases[condition]]
+                means.append(statistics.mean(score(case, image)["NRMSE"] for case, image, _ in results))
+                seconds += [time for _, _, time in results]
+            cells.append(f"{statistics.mean(means):.4f} ± {statistics.stdev(means) if len(means) > 1 else 0:.4f}")
+        training = statistics.mean(entry["cpu_seconds"] for entry in own)
+        row = [name, *cells, f"{own[0]['parameters']}", f"{training:.0f}", f"{statistics.mean(seconds):.2f}", len(nets)]
+        lines.append("| " + " | ".join(str(cell) for cell in row) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Seed by seed, so that an interrupted run has all variants of the first ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,8 +134,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--out", type=Path, default=Path("runs/recon_variants"))
+    parser.add_argument("--table", action="store_true", help="judge what is trained instead of training")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.table:
+        text = table(arguments.out)
+        print(text)
+        head = "# Reconstruction networks trained alike\n\nMade by `python benchmarks/recon_variants.py --table`.\n\n"
+        Path("benchmarks/results/recon_variants.md").write_text(head + text + "\n")
+        return
     for seed in arguments.seeds:
         for name in arguments.only:
             train(name, seed, arguments.steps, arguments.out)
