@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from medseq.cli import doctor as doctor_module
 from medseq.cli import operator_times
 from medseq.cli.main import app
+from medseq.inference.zoo import zoo_names
 
 runner = CliRunner()
 
@@ -77,7 +78,8 @@ def test_a_changed_bundle_is_found(monkeypatch, tmp_path):
 
 
 def test_shipped_bundles_are_whole(report):
-    assert {entry["name"]: entry["state"] for entry in report["zoo"]} == {"ct-denoise": "ok", "mr-denoise": "ok"}
+    assert {entry["name"]: entry["state"] for entry in report["zoo"]} == dict.fromkeys(zoo_names(), "ok")
+    assert "mri-recon" in zoo_names()
 
 
 def test_the_benchmark_times_every_candidate_and_says_what_auto_takes(monkeypatch):
