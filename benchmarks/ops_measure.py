@@ -88,7 +88,10 @@ def limit_contestants() -> tuple[Contestants, dict[str, float]]:
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """Memory that one call needs on top of what the process holds before it (Linux)."""
+    """Memory that one call needs on top of what the process holds before it (Linux).
+
+    What earlier calls freed without giving it back serves the call unseen: measure in a process that did little before.
+    """
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     reset.write_text("5")  # starts the high-water mark anew
     before = _kilobytes(status, "VmRSS")
