@@ -1,5 +1,6 @@
 """What can be done to raw data before reconstruction: other maps, prewhitening, fewer coils; readers over readers."""
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ __all__ = ["Compression", "Processed", "with_fewer_coils", "with_maps", "with_wh
 Compression = Literal["svd", "geometric"]
 
 
-class Processed:
+class Processed(ABC):
     """A `KSpaceReader` that changes the slices of another and keeps everything else.
 
     Attributes:
@@ -42,8 +43,9 @@ class Processed:
         """See `KSpaceReader.read`."""
         return self._change(self._reader.read(i), i)
 
+    @abstractmethod
     def _change(self, part: KSpaceSlice, i: int) -> KSpaceSlice:
-        raise NotImplementedError
+        """The slice as this reader gives it."""
 
 
 class _GivenMaps(Processed):
