@@ -6,7 +6,7 @@ was computed.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,15 @@ def _numbers(item: Mapping[str, Any], view: Mapping[str, Any] | None) -> str:
         units = f" {view['window']['units']}"
     if not metrics:
         return ""
+    if "data_residual" in metrics:
+        pairs = [
+            ("Contradiction of the data, worst slice", _number(metrics, "data_residual")),
+            ("The same, mean", _number(metrics, "data_residual_mean")),
+            ("Over the noise, worst slice", _number(metrics, "residual_over_noise")),
+            ("Acceleration", _number(metrics, "acceleration")),
+            ("Noise over signal", _number(metrics, "noise_to_signal")),
+        ]
+        return _terms(pairs)
     pairs = [
         (
             "Noise sd, before → after",
@@ -183,6 +192,10 @@ def _numbers(item: Mapping[str, Any], view: Mapping[str, Any] | None) -> str:
         ("Largest change", f"{_number(metrics, 'max_change')}{units}"),
         ("Correlation with edges", _number(metrics, "edge_correlation")),
     ]
+    return _terms(pairs)
+
+
+def _terms(pairs: Sequence[tuple[str, str]]) -> str:
     rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)
     return f"<dl class='numbers'>{rows}</dl>"
 

@@ -155,6 +155,8 @@ def test_every_file_ends_in_an_item_with_a_reason(mixed, recon_bundle, tmp_path,
     everything = sorted(path.relative_to(mixed).as_posix() for path in mixed.rglob("*") if path.is_file())
     assert sorted(named) == everything
     report = (tmp_path / "out" / "report.html").read_text()
+    assert "Contradiction of the data, worst slice" in report
+    assert "unknown" not in report
     told = report + (tmp_path / "out" / "report.json").read_text() + caplog.text
     ledger = (tmp_path / "out" / "run.sqlite").read_bytes()
     assert PLANTED not in told
