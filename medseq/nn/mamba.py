@@ -1,4 +1,5 @@
-"""Mamba layers for sequences ``(batch, length, dim)``: Mamba and its bidirectional form; Mamba-2 is in `mamba2`.
+"""Mamba layers for sequences ``(batch, length, dim)``: Mamba and its bidirectional form; Mamba-2 is in `mamba2`, the
+form with sequence reordering in `srmamba`.
 
 Parameter names, their order and their start are those of the original code, so its state dicts load
 (`medseq.inference.reference.load("mamba-ssm", …)`). All are `SequenceMixer`s (see `medseq.nn.mixers`). The causal ones
@@ -22,10 +23,10 @@ from medseq.nn.ssm_init import at_least_float32, poles_log, resolve_dt_rank, ste
 from medseq.nn.ssm_state import MambaState, check_tokens
 from medseq.ops import bidirectional_selective_scan, causal_conv1d, selective_scan, selective_state_update
 
-__all__ = ["BiMamba", "Mamba", "Mamba2", "MambaState"]
+__all__ = ["BiMamba", "Branch", "Mamba", "Mamba2", "MambaState"]
 
 
-class _Branch(NamedTuple):
+class Branch(NamedTuple):
     """The layers of one scan direction."""
 
     conv1d: nn.Conv1d
@@ -103,9 +104,9 @@ class Mamba(nn.Module):
         setattr(self, f"A{suffix}_log", nn.Parameter(poles_log(inner, states)))
         setattr(self, f"D{suffix}", nn.Parameter(torch.ones(inner)))
 
-    def _branch(self, suffix: str = "") -> _Branch:
+    def _branch(self, suffix: str = "") -> Branch:
         names = (f"conv1d{suffix}", f"x_proj{suffix}", f"dt_proj{suffix}", f"A{suffix}_log", f"D{suffix}")
-        return _Branch(*(getattr(self, name) for name in names))
+        return Branch(*(getattr(self, name) for name in names))
 
     def _project_in(self, x: Tensor) -> tuple[Float[Tensor, "batch inner length"], Float[Tensor, "batch inner length"]]:
         """Inputs of the convolution and of the gate, length last."""
