@@ -20,6 +20,7 @@ _MODULES = {
     "atommic": "medseq.inference.reference_cirim:from_atommic",
     "direct": "medseq.inference.reference_direct:from_direct",
     "mamba-ssm": "medseq.inference.reference_mamba:from_mamba_ssm",
+    "mambamil": "medseq.inference.reference_mambamil:from_mambamil",
     "mridc": "medseq.inference.reference_cirim:from_mridc",
     "restore-rwkv": "medseq.models.restore_rwkv:from_reference",
     "vmamba": "medseq.inference.reference_vmamba:from_vmamba",
@@ -35,6 +36,7 @@ def sources() -> list[str]:
 _SIGNS = {
     "atommic": "reconstruction_module.",
     "direct": "block_list.",
+    "mambamil": "_fc1.0.",
     "mridc": "cirim.",
     "restore-rwkv": "encoder_level1.",
 }

@@ -11,7 +11,7 @@ from medseq.inference.reference_keys import load_strictly, ratio, reconcile
 from medseq.nn.mamba import BiMamba, Mamba, Mamba2
 from medseq.nn.ssm_init import resolve_dt_rank
 
-__all__ = ["from_mamba_ssm"]
+__all__ = ["from_mamba_ssm", "mamba_sizes"]
 
 _SOURCE = "mamba-ssm"
 
@@ -47,13 +47,14 @@ def from_mamba_ssm(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) 
             )
         layer: nn.Module = Mamba2(**{key: value for key, value in known.items() if key in _OURS2})
     else:
-        sizes = _sizes(state, config)
+        sizes = mamba_sizes(state, config)
         reconcile(_SOURCE, config, sizes, _FREE)
         layer = (BiMamba if "A_b_log" in state else Mamba)(**sizes)
     return load_strictly(_SOURCE, layer, state)
 
 
-def _sizes(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
+def mamba_sizes(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `Mamba` that the weights of a layer tell; `config` settles how widths were rounded."""
     inner, states = state["A_log"].shape
     d_model = state["in_proj.weight"].shape[1]
     rank = state["dt_proj.weight"].shape[1] if "dt_proj.weight" in state else 1

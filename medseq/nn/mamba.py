@@ -1,9 +1,9 @@
-"""Mamba layers for sequences ``(batch, length, dim)``: Mamba and its bidirectional form; Mamba-2 is in `mamba2`, the
-form with sequence reordering in `srmamba`.
+"""Mamba layers for sequences ``(batch, length, dim)``: Mamba and its bidirectional form.
 
-Parameter names, their order and their start are those of the original code, so its state dicts load
-(`medseq.inference.reference.load("mamba-ssm", …)`). All are `SequenceMixer`s (see `medseq.nn.mixers`). The causal ones
-also run in pieces (``y, state = layer.stream(part, state)``) and token by token (``y, state = layer.step(x, state)``).
+Mamba-2 is in `mamba2`, the form with sequence reordering in `srmamba`. Parameter names, their order and their start are
+those of the original code, so its state dicts load (`medseq.inference.reference.load("mamba-ssm", …)`). All are
+`SequenceMixer`s (see `medseq.nn.mixers`). The causal ones also run in pieces (``y, state = layer.stream(part, state)``)
+and token by token (``y, state = layer.step(x, state)``).
 
 Reference:
     Gu and Dao, Mamba, arXiv:2312.00752; Dao and Gu, Transformers are SSMs (Mamba-2), arXiv:2405.21060.

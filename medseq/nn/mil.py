@@ -6,15 +6,16 @@ A bag without a batch axis is a batch of 1. Bags of one batch are padded at thei
 of each are real, None means all. Padding never changes a result, and its attention is 0.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from medseq.errors import ShapeError
 
-__all__ = ["Bags", "MILOutput", "masked_softmax"]
+__all__ = ["Bags", "MILOutput", "masked_softmax", "padded"]
 
 
 class MILOutput(NamedTuple):
@@ -97,6 +98,18 @@ class Bags(NamedTuple):
         if self.mask is None:
             return self.features.new_full((len(self.features),), self.features.shape[1], dtype=torch.long)
         return self.mask.sum(1)
+
+    def each(self) -> Iterator[tuple[Float[Tensor, "1 n d"], Tensor | None]]:
+        """Bag by bag without its padding, for layers in which padding would take part: features and coords."""
+        for i, n in enumerate(self.lengths.tolist()):
+            yield self.features[i : i + 1, :n], None if self.coords is None else self.coords[i : i + 1, :n]
+
+
+def padded(bags: Sequence[Float[Tensor, "1 n *rest"]]) -> Float[Tensor, "batch longest *rest"]:
+    """One tensor of what was computed bag by bag, zeros at the end of the shorter ones."""
+    if len(bags) == 1:
+        return bags[0]
+    return nn.utils.rnn.pad_sequence([bag[0] for bag in bags], batch_first=True)
 
 
 def masked_softmax(scores: Float[Tensor, "batch *heads n"], mask: Bool[Tensor, "batch n"] | None) -> Tensor:
