@@ -20,7 +20,7 @@ from medseq.nn.mil import MILOutput
 from medseq.ops.calibration import fit_temperature, fit_threshold
 from medseq.tasks.averaged import AveragedTask
 from medseq.tasks.mil_loss import MILLoss, class_probabilities
-from medseq.tasks.mil_scores import Predictions, validation_scores
+from medseq.tasks.mil_predictions import Predictions, balanced_weights, operating_point, scores
 
 __all__ = ["MILDataModule", "MILTask"]
 
