@@ -92,9 +92,7 @@ def test_tensors_keep_their_place_type_and_form(tmp_path, rng, legacy):
         "bfloat16": base.bfloat16(),
         "batched": base[None],
         "parameter": torch.nn.Parameter(base),
-        "ordered": __import__("collections").OrderedDict(
-            feats=base, coords=torch.arange(18, dtype=torch.int32).view(9, 2)
-        ),
+        "ordered": OrderedDict(feats=base, coords=torch.arange(18, dtype=torch.int32).view(9, 2)),
         "words": {
             "features": base,
             "encoder": "uni_v1",
