@@ -1,7 +1,8 @@
 """Heads of `quality_mil.py`: how each is built, and the one plain loop that trains them all.
 
-The loop has no Lightning around it, since a training takes a second; network, loss and standardisation are medseq's own.
-Training draws the same number of instances from every bag at each step, so a batch needs no padding; prediction sees all.
+The loop has no Lightning around it, since a training takes a second; network, loss and standardisation are medseq's.
+Training draws the same number of instances from every bag at each step, so a batch needs no padding; prediction sees
+all of them.
 """
 
 import math
@@ -36,9 +37,9 @@ class Recipe:
     width: int = 64
     dropout: float = 0.5
     feature_dropout: float = 0.0
-    epochs: int = 30
-    batch: int = 64
-    lr: float = 2e-3
+    epochs: int = 20
+    batch: int = 26
+    lr: float = 1e-3
     weight_decay: float = 0.01
     instances: int = 20
     compress: bool = True

@@ -12,19 +12,27 @@ __all__ = ["fit"]
 
 def fit(
     ctx: typer.Context,
-    task: Annotated[str, typer.Argument(help="What to train: recon, restore.")],
+    task: Annotated[str, typer.Argument(help="What to train: mil, recon, restore.")],
     ckpt: Annotated[Path | None, typer.Option("--ckpt", help="Resume from this checkpoint.")] = None,
     init: Annotated[
         str | None, typer.Option("--init", help="Start from the weights of this bundle or checkpoint: fine-tuning.")
     ] = None,
     card: Annotated[Path | None, typer.Option("--card", help="Model card for the bundle that ends the run.")] = None,
+    folds: Annotated[
+        int | None, typer.Option("--folds", help="mil: cross-validate, nested, with this many test folds.")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", help="With --folds: divide the patients anew so often.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="With --folds: results; a folder that was begun is gone on with.")
+    ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Train a model: medseq fit restore --config restore/tiny --trainer.max_steps 100.
 
     --config takes a file or the name of a shipped configuration; --help-config lists every key, --print_config
-    prints the resolved configuration. The run ends with a bundle beside the checkpoints.
+    prints the resolved configuration. The run ends with a bundle beside the checkpoints. With --folds it ends with
+    results.md, results.json and predictions.csv instead; no reported score comes from a fold that stopped a training.
     """
     from medseq.cli.bundle import make_bundle
     from medseq.cli.training import start_from, task_cli
@@ -33,7 +41,16 @@ def fit(
     for option, path in (("--ckpt", ckpt), ("--card", card)):
         if path is not None and not path.is_file():
             raise InputError("no such file", where=option, found=path.name)
+    if folds is not None and (task != "mil" or ckpt or init):
+        raise InputError("--folds cross-validates mil, from the start", remedy="leave out --ckpt and --init")
+    if folds is None and (out is not None or repeats != 1):
+        raise InputError("--out and --repeats belong to --folds")
     cli = task_cli("fit", task, ctx.args, quiet=quiet)
+    if folds is not None:
+        from medseq.cli.fit_folds import fit_folds
+
+        fit_folds(cli, folds=folds, repeats=repeats, out=out, quiet=quiet)
+        return
     start_from(cli.model, init, resumed=ckpt is not None)
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)

@@ -122,7 +122,9 @@ class FittedMIL(nn.Module):
         self.feature_mean.copy_(mean)
         self.feature_sd.copy_(variance.sqrt())
 
-    def fit_embeddings(self, training: Float[np.ndarray, "bag width"], held_out: Float[np.ndarray, "bag width"]) -> None:
+    def fit_embeddings(
+        self, training: Float[np.ndarray, "bag width"], held_out: Float[np.ndarray, "bag width"]
+    ) -> None:
         """Take the spread of the training bags' embeddings, and the largest distance that other bags have.
 
         Training bags are nearer than new ones of the same kind, because the network was fitted to them: so the limit is

@@ -11,9 +11,7 @@ __all__ = ["at_temperature", "fit_temperature", "fit_threshold"]
 _RANGE = (0.05, 20.0)
 
 
-def at_temperature(
-    probability: Float[np.ndarray, "case class"], temperature: float
-) -> Float[np.ndarray, "case class"]:
+def at_temperature(probability: Float[np.ndarray, "case class"], temperature: float) -> Float[np.ndarray, "case class"]:
     """Probabilities as a model would give them with its logits divided by `temperature`: ``p^(1/T)``, renormalised.
 
     For a softmax the two are the same, since a softmax forgets what is common to all logits; here it also works for

@@ -62,9 +62,7 @@ def brier(label: Labels, probability: Probabilities) -> float:
     return float(error.mean() / (2 if probability.shape[1] == 2 else 1)) if len(label) else float("nan")
 
 
-def reliability(
-    label: Labels, probability: Probabilities, bins: int = 10
-) -> list[tuple[float, float, int]]:
+def reliability(label: Labels, probability: Probabilities, bins: int = 10) -> list[tuple[float, float, int]]:
     """Points of a calibration plot: mean probability, share that it came true, and cases, of each bin that has any.
 
     Two classes: the probability of class 1 and whether the case is of it. More: the largest probability, and whether the
@@ -126,9 +124,7 @@ def concordance_index(
     return score / pairs if pairs else float("nan")
 
 
-def mean_by_case(
-    case: Sequence[str], *values: Float[np.ndarray, "bag *rest"]
-) -> tuple[list[str], list[np.ndarray]]:
+def mean_by_case(case: Sequence[str], *values: Float[np.ndarray, "bag *rest"]) -> tuple[list[str], list[np.ndarray]]:
     """Means of values over the bags of each case, in the order in which the cases first come.
 
     Raises:

@@ -51,7 +51,11 @@ class MILLoss(nn.Module):
         instance_samples: int = 8,
     ) -> None:
         super().__init__()
-        for name, share in (("label_smoothing", label_smoothing), ("alpha", alpha), ("instance_weight", instance_weight)):
+        for name, share in (
+            ("label_smoothing", label_smoothing),
+            ("alpha", alpha),
+            ("instance_weight", instance_weight),
+        ):
             if not 0 <= share < 1:
                 raise InputError(f"{name} is no share", found=share, wanted="0 <= share < 1")
         wrong = {"label_smoothing": label_smoothing and target != "class", "alpha": alpha and target != "survival"}

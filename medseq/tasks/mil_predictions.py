@@ -60,7 +60,9 @@ class Predictions(NamedTuple):
         """All rows of several."""
         if not parts:
             raise InputError("there are no predictions", remedy="give at least one case to predict")
-        columns = [None if part[0] is None else np.concatenate(part) for part in zip(*(p[1:] for p in parts), strict=True)]
+        columns = [
+            None if part[0] is None else np.concatenate(part) for part in zip(*(p[1:] for p in parts), strict=True)
+        ]
         return cls([patient for part in parts for patient in part.patient], *columns)
 
     def by_patient(self) -> "Predictions":

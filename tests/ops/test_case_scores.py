@@ -99,7 +99,11 @@ def test_concordance_is_the_definition(rng):
     for _ in range(20):
         # Few different times and risks: many ties of both kinds.
         n = int(rng.integers(5, 40))
-        event, time, risk = rng.random(n) < 0.6, rng.integers(1, 8, n).astype(float), rng.integers(0, 5, n).astype(float)
+        event, time, risk = (
+            rng.random(n) < 0.6,
+            rng.integers(1, 8, n).astype(float),
+            rng.integers(0, 5, n).astype(float),
+        )
         event[0], time[0], time[1] = True, 0.5, 3.0
         assert concordance_index(event, time, risk) == pytest.approx(brute_concordance(event, time, risk))
 
