@@ -1,11 +1,14 @@
 """`medseq fit TASK`: train by a YAML file. Everything after the task goes to LightningCLI."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medseq.cli.console import Quiet, Verbose, say
+
+if TYPE_CHECKING:
+    from medseq.cli.lightning import TaskCLI
 
 __all__ = ["fit"]
 
@@ -34,23 +37,23 @@ def fit(
     prints the resolved configuration. The run ends with a bundle beside the checkpoints. With --folds it ends with
     results.md, results.json and predictions.csv instead; no reported score comes from a fold that stopped a training.
     """
-    from medseq.cli.bundle import make_bundle
     from medseq.cli.training import start_from, task_cli
     from medseq.errors import InputError
 
     for option, path in (("--ckpt", ckpt), ("--card", card)):
         if path is not None and not path.is_file():
             raise InputError("no such file", where=option, found=path.name)
-    if folds is not None and (task != "mil" or ckpt or init):
-        raise InputError("--folds cross-validates mil, from the start", remedy="leave out --ckpt and --init")
-    if folds is None and (out is not None or repeats != 1):
-        raise InputError("--out and --repeats belong to --folds")
-    cli = task_cli("fit", task, ctx.args, quiet=quiet)
-    if folds is not None:
+    if folds is not None or out is not None or repeats != 1:
+        if folds is None or task != "mil" or ckpt or init:
+            raise InputError(
+                "--folds cross-validates mil, from the start; --out and --repeats belong to it",
+                remedy="leave out --ckpt and --init",
+            )
         from medseq.cli.fit_folds import fit_folds
 
-        fit_folds(cli, folds=folds, repeats=repeats, out=out, quiet=quiet)
+        fit_folds(task_cli("fit", task, ctx.args, quiet=quiet), folds=folds, repeats=repeats, out=out, quiet=quiet)
         return
+    cli = task_cli("fit", task, ctx.args, quiet=quiet)
     start_from(cli.model, init, resumed=ckpt is not None)
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)
@@ -64,6 +67,13 @@ def fit(
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
         raise typer.Exit(130) from None
+    _bundle_the_best(cli, card, quiet)
+
+
+def _bundle_the_best(cli: "TaskCLI", card: Path | None, quiet: bool) -> None:
+    """Make the bundle of the best checkpoint, if the run kept one."""
+    from medseq.cli.bundle import make_bundle
+
     saved = getattr(cli.trainer.checkpoint_callback, "best_model_path", "")
     if not saved or cli.log_folder is None or not cli.trainer.is_global_zero:
         return

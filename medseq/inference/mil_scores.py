@@ -1,11 +1,12 @@
 """Scores of a cross-validation with intervals over patients, as a dictionary and as a table. No torch.
 
 Classes: the predictions of all folds of a repetition are pooled, so every patient counts once; the score is the mean
-over repetitions. Survival: risks of different models have no common scale, so the concordance index is taken within each
-fold, and the score is the mean over folds. Beside it stand mean and standard deviation over folds, as papers give them.
+over repetitions. Survival: risks of different models have no common scale, so the concordance index is taken within
+each fold, and the score is the mean over folds. Beside it stand mean and standard deviation over folds, as papers give
+them.
 
-The original MambaMIL reports, for survival, the best concordance index of the fold that also stops the training, with no
-test part beside it; a number of this file is lower than that for the same model.
+The original MambaMIL reports, for survival, the best concordance index of the fold that also stops the training, with
+no test part beside it; a number of this file is lower than that for the same model.
 """
 
 from collections.abc import Callable, Mapping

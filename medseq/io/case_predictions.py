@@ -70,7 +70,9 @@ def write_predictions(path: Path, predictions: CasePredictions) -> Path:
         writer.writerow([*_CLASSES, *(f"p{k}" for k in range(p.probability.shape[1]))])
         columns = [*front, p.call.tolist(), *p.probability.T.tolist()]
     else:
-        assert p.event is not None and p.months is not None and p.risk is not None
+        assert p.event is not None
+        assert p.months is not None
+        assert p.risk is not None
         writer.writerow(_SURVIVAL)
         columns = [*front, p.event.astype(int).tolist(), p.months.tolist(), p.risk.tolist()]
     writer.writerows(zip(*columns, strict=True))

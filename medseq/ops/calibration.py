@@ -1,4 +1,4 @@
-"""Temperature and threshold of a classifier, fitted on validation cases and on nothing else; plain numbers, no torch."""
+"""Temperature and threshold of a classifier, fitted to validation cases and to nothing else; no torch."""
 
 import numpy as np
 from jaxtyping import Float, Int

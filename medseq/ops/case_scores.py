@@ -1,8 +1,8 @@
 """Scores of a classifier or a survival model over cases, each by its definition; plain numbers, no torch.
 
-A case is what is scored as one: a patient, after their slides were brought together (`mean_by_case`). Classes are numbers
-0 .. K-1, probabilities ``(case, class)`` with rows that sum to 1. A score that its cases do not define (the AUROC of one
-class alone) is nan: whoever asks for it decides whether that is an error.
+A case is what is scored as one: a patient, after their slides were brought together (`mean_by_case`). Classes are
+numbers 0 .. K-1, probabilities ``(case, class)`` with rows that sum to 1. A score that its cases do not define (the
+AUROC of one class alone) is nan: whoever asks for it decides whether that is an error.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ Probabilities = Float[np.ndarray, "case class"]
 def auroc(label: Labels, probability: Probabilities) -> float:
     """Area under the receiver operating characteristic; ties count half.
 
-    Two classes: of class 1. More: mean over the classes that some cases have and others have not, each against the rest.
+    Two classes: of class 1. More: mean over the classes that some cases have and others have not, one against the rest.
     """
     label, probability = _checked(label, probability)
     classes = range(1, 2) if probability.shape[1] == 2 else range(probability.shape[1])
@@ -56,7 +56,7 @@ def f1(label: Labels, call: Labels, classes: int) -> float:
 
 
 def brier(label: Labels, probability: Probabilities) -> float:
-    """Mean squared error of the probabilities: of class 1 where there are two (0..1), else summed over classes (0..2)."""
+    """Mean squared error of the probabilities: of class 1 where there are two (0..1), else summed over all (0..2)."""
     label, probability = _checked(label, probability)
     error = np.square(probability - (label[:, None] == np.arange(probability.shape[1]))).sum(1)
     return float(error.mean() / (2 if probability.shape[1] == 2 else 1)) if len(label) else float("nan")
@@ -65,8 +65,8 @@ def brier(label: Labels, probability: Probabilities) -> float:
 def reliability(label: Labels, probability: Probabilities, bins: int = 10) -> list[tuple[float, float, int]]:
     """Points of a calibration plot: mean probability, share that it came true, and cases, of each bin that has any.
 
-    Two classes: the probability of class 1 and whether the case is of it. More: the largest probability, and whether the
-    call was right. Bins are of equal width, closed above.
+    Two classes: the probability of class 1 and whether the case is of it. More: the largest probability, and whether
+    the call was right. Bins are of equal width, closed above.
     """
     label, probability = _checked(label, probability)
     if probability.shape[1] == 2:
@@ -124,8 +124,8 @@ def concordance_index(
     return score / pairs if pairs else float("nan")
 
 
-def mean_by_case(case: Sequence[str], *values: Float[np.ndarray, "bag *rest"]) -> tuple[list[str], list[np.ndarray]]:
-    """Means of values over the bags of each case, in the order in which the cases first come.
+def mean_by_case(case: Sequence[str], *values: np.ndarray) -> tuple[list[str], list[np.ndarray]]:
+    """Means of values ``(bag, …)`` over the bags of each case, in the order in which the cases first come.
 
     Raises:
         ShapeError: Not one value a bag.

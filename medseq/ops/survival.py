@@ -1,8 +1,8 @@
 """Discrete-time survival: hazards of time bins, the survival curve, the risk, and their likelihood.
 
-Time is cut into K bins. A model gives one logit a bin; the hazard ``h_k = sigmoid(logit_k)`` is the probability that the
-event falls in bin k, given that it did not fall in an earlier one, and ``S_k = prod_{j <= k} (1 - h_j)`` the probability
-to come through bin k. The concordance index, which compares risks with times, is in `medseq.ops.case_scores`.
+Time is cut into K bins. A model gives one logit a bin; the hazard ``h_k = sigmoid(logit_k)`` is the probability that
+the event falls in bin k, given that it did not fall in an earlier one, and ``S_k = prod_{j <= k} (1 - h_j)`` the
+probability to come through bin k. The concordance index is in `medseq.ops.case_scores`.
 
 Reference:
     Zadeh and Schmid, Bias in cross-entropy-based training of deep survival networks, IEEE TPAMI 43(9), 2021; the form
@@ -47,8 +47,8 @@ def nll_survival(
 ) -> Float[Tensor, " batch"]:
     """Negative log-likelihood of each case.
 
-    An event in bin y costs ``-log S_{y-1} - log h_y``; a case that was censored in bin y has come through it, which costs
-    ``-log S_y``. With alpha, censored cases weigh ``1 - alpha``. A logarithm is never less than that of 1e-7.
+    An event in bin y costs ``-log S_{y-1} - log h_y``; a case that was censored in bin y has come through it, which
+    costs ``-log S_y``. With alpha, censored cases weigh ``1 - alpha``. A logarithm is never less than that of 1e-7.
 
     Args:
         logits: A model's output, before the sigmoid.

@@ -27,14 +27,14 @@ __all__ = ["MILDataModule", "MILTask"]
 class MILTask(AveragedTask):
     """Supervised learning from bags: `MILLoss`, Adam, a constant or falling learning rate.
 
-    The defaults of the optimizer are those of MambaMIL's scripts: Adam with an L2 penalty, no schedule, no clipping, the
-    last weights. `FittedMIL` networks get their features' scale before the first step; with every checkpoint go
-    temperature, threshold and, of such a network, the spread of the embeddings, from validation cases and training bags.
+    The defaults of the optimizer are those of MambaMIL's scripts: Adam with an L2 penalty, no schedule, no clipping,
+    the last weights. `FittedMIL` networks get their features' scale before the first step. With every checkpoint go
+    temperature and threshold, fitted to the validation cases, and the embeddings' spread where the network keeps it.
 
     Args:
         net: Network under the contract of `medseq.nn.mil`.
         loss: What the labels are and what is minimised; None for cross-entropy of classes.
-        class_weight: ``balanced`` gives each class the same total weight, by the training labels; or one factor a class.
+        class_weight: ``balanced`` gives each class the same total weight, by the training labels; or a factor for each.
         lr: Learning rate, at its peak if there is a schedule.
         min_lr: Learning rate at the end of a cosine; None stays at `lr`.
         betas: Adam's decay rates.

@@ -8,7 +8,8 @@ The ordinal head is the discrete hazard of survival, read over grades instead of
 has passed every bin, as a censored one has. Its class probabilities are never negative and need no ordering of biases.
 
 Reference:
-    Fienberg, The analysis of cross-classified categorical data, 1980 (continuation ratios); Shi et al., arXiv:2111.08851.
+    Fienberg, The analysis of cross-classified categorical data, 1980 (continuation ratios); Shi et al.,
+    arXiv:2111.08851.
 """
 
 from typing import Literal

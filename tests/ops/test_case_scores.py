@@ -62,7 +62,9 @@ def test_brier(rng):
     label, p = drawn(rng, 60, 2)
     assert brier(label, p) == pytest.approx(metrics.brier_score_loss(label, p[:, 1]))
     label, p = drawn(rng, 60, 3)
-    assert brier(label, p) == pytest.approx(np.mean([np.sum((q - np.eye(3)[y]) ** 2) for y, q in zip(label, p)]))
+    assert brier(label, p) == pytest.approx(
+        np.mean([np.sum((q - np.eye(3)[y]) ** 2) for y, q in zip(label, p, strict=True)])
+    )
 
 
 def test_calibration_error_by_hand():
