@@ -87,7 +87,7 @@ class MILTask(AveragedTask):
             self._weights = balanced_weights(data.train.labels)
         elif self.class_weight is not None:
             self._weights = torch.tensor(self.class_weight)
-        if isinstance(self.net, FittedMIL) and not self.net.knows_features:
+        if isinstance(self.net, FittedMIL) and self.net.standardise and not self.net.knows_features:
             self.net.fit_features(features for batch in each_bag(data.train) for features in batch.features)
             assert isinstance(self.ema, FittedMIL)
             self.ema.load_state_dict(self.net.state_dict())
