@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import logging
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,17 +44,14 @@ class TaskCLI(LightningCLI):
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         content["trainer"] |= {"default_root_dir": str(folder), **quiet}
         content["seed_everything"] = seed
-        with warnings.catch_warnings():
-            # About a folder that is there: an interrupted fold begins anew.
-            warnings.filterwarnings("ignore", message="Checkpoint directory")
-            fresh = TaskCLI(
-                type(self.model),
-                None,
-                run=False,
-                args=content,
-                save_config_kwargs={"overwrite": True},
-                parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
-            )
+        fresh = TaskCLI(
+            type(self.model),
+            None,
+            run=False,
+            args=content,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
+        )
         return fresh.model, fresh.trainer
 
     def settings(self) -> dict[str, str]:

@@ -137,10 +137,9 @@ class MILTask(AveragedTask):
         seen = Predictions.joined(self._seen).by_patient()
         point = operating_point(seen)
         checkpoint["output"] = point
-        checkpoint["validation"] = {
-            "patients": len(seen.patient),
-            **scores(seen.calibrated(point.get("temperature")), point.get("threshold")),
-        }
+        found = scores(seen.calibrated(point.get("temperature")), point.get("threshold"))
+        known = {name: value for name, value in found.items() if np.isfinite(value)}
+        checkpoint["validation"] = {"patients": len(seen.patient), **known}
         if isinstance(self.ema, FittedMIL):
             data = self.trainer.datamodule
             self.ema.fit_embeddings(self._embeddings(data.train), self._embeddings(data.val))

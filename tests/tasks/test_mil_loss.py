@@ -51,9 +51,7 @@ def test_survival_loss_of_the_original(name, alpha):
 
 def test_one_logit_is_a_sigmoid(g):
     x, y = torch.randn(8, 1, generator=g), torch.randint(2, (8,), generator=g)
-    torch.testing.assert_close(
-        MILLoss()(output(x), batch(y)), F.binary_cross_entropy_with_logits(x[:, 0], y.float())
-    )
+    torch.testing.assert_close(MILLoss()(output(x), batch(y)), F.binary_cross_entropy_with_logits(x[:, 0], y.float()))
     torch.testing.assert_close(class_probabilities(x, "class")[:, 1], x[:, 0].sigmoid())
 
 
