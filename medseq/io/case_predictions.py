@@ -8,7 +8,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,15 +45,17 @@ class CasePredictions(NamedTuple):
 
     def take(self, rows: np.ndarray) -> "CasePredictions":
         """Some of the rows."""
-        parts = (None if part is None else part[rows] for part in self[3:])
-        return CasePredictions(self.repeat[rows], self.fold[rows], [self.patient[i] for i in rows], *parts)
+        kept = {
+            name: None if part is None else part[rows] for name, part in self._asdict().items() if name != "patient"
+        }
+        return self._replace(patient=[self.patient[i] for i in rows], **kept)
 
 
 def joined(parts: Sequence[CasePredictions]) -> CasePredictions:
     """All rows of several files of one kind."""
-    arrays = [None if p[0] is None else np.concatenate(p) for p in zip(*(part[3:] for part in parts), strict=True)]
-    repeat, fold = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    return CasePredictions(repeat, fold, [name for part in parts for name in part.patient], *arrays)
+    names = [name for name in CasePredictions._fields if name != "patient" and getattr(parts[0], name) is not None]
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return parts[0]._replace(patient=[name for part in parts for name in part.patient], **columns)
 
 
 def write_predictions(path: Path, predictions: CasePredictions) -> Path:

@@ -148,10 +148,12 @@ class MILTask(AveragedTask):
 
     def _embeddings(self, cases: BagDataset) -> np.ndarray:
         """Pooled embeddings by the averaged weights, ``(bag, width)``."""
-        found = [out.embedding for _, out in self._outputs(cases)]
-        if any(embedding is None for embedding in found):
-            raise InputError("the network returns no embedding", where=type(self.net).__name__)
-        return torch.cat(found).double().cpu().numpy()
+        found = []
+        for _, out in self._outputs(cases):
+            if out.embedding is None:
+                raise InputError("the network returns no embedding", where=type(self.net).__name__)
+            found.append(out.embedding.double().cpu())
+        return torch.cat(found).numpy()
 
     def _outputs(self, cases: BagDataset) -> Iterator[tuple[MILBatch, MILOutput]]:
         was_training = self.ema.training

@@ -60,10 +60,9 @@ class Predictions(NamedTuple):
         """All rows of several."""
         if not parts:
             raise InputError("there are no predictions", remedy="give at least one case to predict")
-        columns = [
-            None if part[0] is None else np.concatenate(part) for part in zip(*(p[1:] for p in parts), strict=True)
-        ]
-        return cls([patient for part in parts for patient in part.patient], *columns)
+        names = [name for name in cls._fields if name != "patient" and getattr(parts[0], name) is not None]
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return parts[0]._replace(patient=[patient for part in parts for patient in part.patient], **columns)
 
     def by_patient(self) -> "Predictions":
         """One row a patient: means of probability and risk over their bags.

