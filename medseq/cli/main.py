@@ -66,7 +66,8 @@ THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command("fit", rich_help_panel=MAKE, context_settings=THROUGH)(fit.fit)
 app.command("validate", rich_help_panel=MAKE, context_settings=THROUGH)(validate.validate)
 app.command("bundle", rich_help_panel=MAKE)(bundle.bundle)
-app.command("convert", rich_help_panel=MAKE)(convert.convert)
+# More pairs may follow the one of --config.
+app.command("convert", rich_help_panel=MAKE, context_settings={"allow_extra_args": True})(convert.convert)
 app.command("zoo", rich_help_panel=LOOK)(zoo.zoo)
 app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
 app.add_typer(data.app, name="data", rich_help_panel=LOOK)

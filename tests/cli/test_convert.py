@@ -3,10 +3,12 @@
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from medseq.cli.main import app
@@ -69,6 +71,7 @@ def test_surroundings_come_from_another_bundle(checkpoint, tiny_bundle, tmp_path
             "unknown reference implementation (found no-such-source, wanted atommic, direct",
         ),
         (["restore-rwkv", "missing.pt", "OUT"], "no such checkpoint"),
+        (["restore-rwkv", "CKPT", "OUT", "one-too-many"], "wanted KEY=VALUE"),
     ],
 )
 def test_refusals(arguments, complaint, checkpoint, tmp_path):
@@ -103,13 +106,12 @@ def test_a_block_alone_is_no_bundle(tmp_path):
     assert "only whole networks become bundles" in result.stderr
 
 
-def recon_state(name):
-    from pathlib import Path
+def golden(name):
+    return load_file(Path(__file__).parents[1] / "golden" / f"{name}.safetensors")
 
-    from safetensors.torch import load_file
 
-    golden = load_file(Path(__file__).parents[1] / "golden" / f"{name}.safetensors")
-    return {key.removeprefix("state."): value for key, value in golden.items() if key.startswith("state.")}
+def golden_state(name):
+    return {key.removeprefix("state."): value for key, value in golden(name).items() if key.startswith("state.")}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def recon_state(name):
 )
 def test_reconstruction_networks_are_told_by_their_keys(source, name, config, tmp_path):
     path, out = tmp_path / "their.pt", tmp_path / "converted"
-    state = recon_state(name)
+    state = golden_state(name)
     content = {"model": state, "optimizer": {}}
     if source == "direct":
         from medseq.nn.unet import UNet
@@ -195,7 +197,7 @@ RSS_CONFIG = {
 
 @pytest.mark.parametrize(("mode", "wrapped"), [("w", False), ("w:gz", True)])
 def test_archives_of_atommic_bring_their_configuration(mode, wrapped, tmp_path):
-    state = recon_state("cirim_5_indrnn_rsscombine_2casc_8t")
+    state = golden_state("cirim_5_indrnn_rsscombine_2casc_8t")
     # Lightning keeps the window of the loss beside the network.
     kept = {**state, "val_loss_fn.w": torch.ones(1, 1, 7, 7)}
     members = {
@@ -250,3 +252,23 @@ def test_archives_without_weights_or_cut_short(tmp_path):
     result = runner.invoke(app, ["convert", "atommic", str(path), str(tmp_path / "out")])
     assert result.exit_code == 2
     assert "not an archive of atommic, or damaged" in result.stderr
+
+
+def test_mambamil_needs_to_be_told_its_mixer_and_then_gives_the_authors_logits(tmp_path):
+    name = "mambamil_srmamba_L1_r5_n40_cls7"
+    tensors, state = golden(name), golden_state(name)
+    path, out = tmp_path / "s_0_checkpoint.pt", tmp_path / "converted"
+    torch.save(state, path)
+    command = ["convert", "auto", str(path), str(out)]
+    untold = runner.invoke(app, command)
+    assert untold.exit_code == 2
+    assert "do not tell which mixer" in untold.stderr
+    told = runner.invoke(app, [*command, "--config", "type=SRMamba", "rate=5", "act=gelu"])
+    assert told.exit_code == 0, told.output
+    bundle = load_bundle(out)
+    assert bundle.config.task == "mil"
+    assert bundle.config.input.feature_dim == 24
+    with torch.inference_mode():
+        logits = bundle.build_model()(tensors["in.x"]).logits
+    # Goldens were made by float32 on another machine.
+    assert (logits - tensors["out.logits"]).abs().max() <= 1e-5 * tensors["out.logits"].abs().max()
