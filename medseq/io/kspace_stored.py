@@ -17,7 +17,7 @@ import numpy as np
 from medseq.errors import FormatError, RetryableError
 from medseq.io.privacy import path_label
 
-__all__ = ["FileArray", "H5Array", "NpzArray", "StoredArray", "h5_opened", "open_npy", "readable"]
+__all__ = ["FileArray", "H5Array", "NpzArray", "StoredArray", "h5_opened", "npy_header", "open_npy", "readable"]
 
 _BLOCK = 32 << 20
 _CUT_SHORT = "the file is cut short or damaged"
@@ -172,7 +172,7 @@ class NpzArray(FileArray):
         self._member, where = f"{key}.npy", path_label(path)
         self._path = path
         with readable(where), self._opened() as file:
-            shape, dtype, fortran = _npy_header(file, where)
+            shape, dtype, fortran = npy_header(file, where)
             offset = file.tell()
         super().__init__(path, offset, shape, dtype, fortran)
 
@@ -193,12 +193,17 @@ def open_npy(path: Path) -> FileArray:
     """
     where = path_label(path)
     with readable(where), open(path, "rb") as file:
-        shape, dtype, fortran = _npy_header(file, where)
+        shape, dtype, fortran = npy_header(file, where)
         offset = file.tell()
     return FileArray(path, offset, shape, dtype, fortran)
 
 
-def _npy_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype, bool]:
+def npy_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """Shape, type and whether the first axis varies fastest, from the head of an ``.npy`` file.
+
+    Raises:
+        FormatError: Not such a head, or Python objects behind it.
+    """
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
