@@ -181,7 +181,7 @@ def _ink(colours: np.ndarray) -> np.ndarray:
 
 
 def _folds(colours: np.ndarray) -> np.ndarray:
-    """Pixels that are more saturated than bright: tissue that lies double.
+    """Pixels that are more saturated than bright: tissue that lies double. Keratin and dense nuclei look alike.
 
     Reference:
         Bautista & Yagi, Improving the visualization and detection of tissue folds in whole slide images through color
