@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from medseq import __version__
-from medseq.cli import bundle, check, convert, data, demo, doctor, fit, predict, validate, zoo
+from medseq.cli import bundle, check, convert, data, demo, doctor, fit, predict, validate, wsi, zoo
 from medseq.cli.console import VERBOSE, say
 from medseq.errors import MedseqError
 
@@ -70,6 +70,7 @@ app.command("bundle", rich_help_panel=MAKE)(bundle.bundle)
 app.command("convert", rich_help_panel=MAKE, context_settings={"allow_extra_args": True})(convert.convert)
 app.command("zoo", rich_help_panel=LOOK)(zoo.zoo)
 app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
+app.add_typer(wsi.app, name="wsi", rich_help_panel=USE)
 app.add_typer(data.app, name="data", rich_help_panel=LOOK)
 
 
