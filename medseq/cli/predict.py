@@ -12,7 +12,7 @@ __all__ = ["predict"]
 
 def predict(
     bundle: Annotated[str, typer.Argument(help="Name of a shipped model (medseq zoo), or path of a bundle.")],
-    input: Annotated[Path, typer.Argument(help="File or folder: DICOM, NIfTI, or raw MR data.")],
+    input: Annotated[Path, typer.Argument(help="File or folder: DICOM, NIfTI, raw MR data, features, slides.")],
     output: Annotated[Path, typer.Argument(help="Folder for results, ledger and report; run again to resume.")],
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")] = "cpu",
     names: Annotated[
@@ -46,6 +46,13 @@ def predict(
     orientations: Annotated[
         int | None, typer.Option("--orientations", min=1, max=8, help="Raw data: views averaged; 1 is fastest.")
     ] = None,
+    attribution: Annotated[
+        Literal["attention", "gradient", "occlusion"] | None,
+        typer.Option("--attribution", help="Slides: what heat maps show; default attention."),
+    ] = None,
+    top: Annotated[int | None, typer.Option("--top", min=1, max=200, help="Slides: patches on the sheet.")] = None,
+    mpp: Annotated[float | None, typer.Option("--mpp", help="Slides that do not say: microns per pixel.")] = None,
+    encoder: Annotated[str | None, typer.Option("--encoder", help="Slides: patch encoder, a name or a file.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Hash finished work again before it is trusted.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try items again that failed before.")] = False,
     new_run: Annotated[
@@ -85,6 +92,10 @@ def predict(
             fft=fft,
             virtual_coils=virtual_coils,
             orientations=orientations,
+            attribution=attribution,
+            top=top,
+            mpp=mpp,
+            encoder=encoder,
             verify=verify,
             retry_failed=retry_failed,
             new_run=new_run,

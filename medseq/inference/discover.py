@@ -1,4 +1,4 @@
-"""From an input folder to items: images or raw MR data, what is no input, what is broken. No pixels, no torch.
+"""From an input folder to items: images, raw MR data, slides; what is no input, what is broken. No pixels, no torch.
 
 Every file below the root ends in exactly one item, so that a run can account for all of them. Links are not followed:
 one that leaves the root would read what was never given, one that stays inside would read a file twice.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from medseq.errors import BackendError, InputError
 from medseq.inference.discover_kspace import discover_kspace
+from medseq.inference.discover_mil import discover_mil
 from medseq.inference.found import Found, Refusal, broken_item, file_rows, item_id, refused_item, relative
 from medseq.io.privacy import label
 from medseq.io.source import source_warnings
@@ -42,7 +43,7 @@ def discover(source: Path, inputs: str = "volume", fft: str | None = None) -> It
 
     Args:
         source: A folder or a file.
-        inputs: What the bundle takes: ``volume`` (DICOM, NIfTI) or ``kspace``.
+        inputs: What the bundle takes: ``volume`` (DICOM, NIfTI), ``kspace``, or ``bag`` and ``slide``, which are one.
         fft: Fourier convention of raw data, where the caller knows it better than the files.
 
     Raises:
@@ -60,6 +61,8 @@ def discover(source: Path, inputs: str = "volume", fft: str | None = None) -> It
             candidates.append(path)
     if inputs == "kspace":
         yield from discover_kspace(root, candidates, fft)
+    elif inputs in ("bag", "slide"):
+        yield from discover_mil(root, candidates)
     elif candidates:
         yield from _dicom(root, candidates)
 

@@ -34,6 +34,7 @@ from medseq.inference.check import LEDGER, CheckSummary, check_run, output_probl
 from medseq.inference.discover import discover, input_root
 from medseq.inference.environment import environment
 from medseq.inference.ledger import ItemRow, Ledger, RunRow
+from medseq.inference.mil_params import AttributionName
 from medseq.inference.outputs import WORK, Identity, publish
 from medseq.inference.params import resolve_params
 from medseq.inference.plan import register, requeue, require_something
@@ -90,6 +91,10 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     fft: Literal["centre", "centred", "corner"] | None = None,
     virtual_coils: int | None = None,
     orientations: int | None = None,
+    attribution: AttributionName | None = None,
+    top: int | None = None,
+    mpp: float | None = None,
+    encoder: str | None = None,
     verify: bool = False,
     retry_failed: bool = False,
     new_run: bool = False,
@@ -105,7 +110,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
 
     Args:
         bundle: A loaded bundle, a path, or the name of a shipped one.
-        input: What the bundle takes, in a folder or as one file: DICOM and NIfTI, or raw MR data.
+        input: What the bundle takes, in a folder or as one file: DICOM and NIfTI, raw MR data, features or slides.
         output: Folder for results; created if missing; never inside `input`.
         device: Where the model runs: ``cpu``, ``cuda``, ``cuda:1``.
         names: ``id`` names results by item id, ``source`` keeps the input's relative paths.
@@ -122,6 +127,10 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         fft: Fourier convention of the raw data; default: what format and data say.
         virtual_coils: Compress to at most this many coils; default 16.
         orientations: How many of eight orientations are averaged; default all. Fewer are faster.
+        attribution: Of slides: what heat maps show, ``attention`` (default), ``gradient`` or ``occlusion``.
+        top: Of slides: patches on the sheet of those with the highest values; default 12.
+        mpp: Of slides: microns per pixel, for those that do not say.
+        encoder: Of slides: the patch encoder, where the bundle names none, or a file of its weights.
         verify: Hash inputs and results of finished items again instead of trusting sizes and times.
         retry_failed: Try every failed item again.
         new_run: Results of another bundle or other parameters in `output` are moved to ``output/previous/``.
@@ -156,6 +165,10 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         "fft": fft,
         "virtual_coils": virtual_coils,
         "orientations": orientations,
+        "attribution": attribution,
+        "top": top,
+        "mpp": mpp,
+        "encoder": encoder,
     }
     params = resolve_params(bundle.config, words) | {"names": names}
     env = environment(device)
@@ -286,6 +299,7 @@ class _Engine:
             "modality": list(config.input.modality),
             "units": config.input.units,
             "intended_use": str(self.bundle.metadata.get("intended_use", "")),
+            "calibration": self.bundle.metadata.get("calibration", []),
         }
         report = build_report(
             self.ledger,
@@ -333,6 +347,10 @@ class _Engine:
 def _predictor(bundle: Bundle, device: str, params: dict[str, Any]) -> Predictor:
     """The seam for other tasks: which predictor a bundle needs."""
     words = {key: value for key, value in params.items() if key not in ("names", "modality", "resample", "blend")}
+    if bundle.config.task == "mil":
+        from medseq.inference.mil import MILPredictor
+
+        return MILPredictor(bundle, device, **words)
     if bundle.config.task == "recon":
         from medseq.inference.recon import ReconPredictor
 

@@ -1,6 +1,9 @@
 """Heat maps as pyramidal OME-TIFF: QuPath, OpenSlide and other viewers open them like a slide."""
 
+import hashlib
+import uuid
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,8 +37,8 @@ def write_heatmap_tiff(path: Path, rgb: np.ndarray, pixel_um: float | None) -> P
     while max(levels[-1].shape[:2]) > _TILE:
         levels.append(_halved(levels[-1]))
     # JPEG would smear the edges of patches; zlib needs no codec package.
-    options = {"photometric": "rgb", "tile": (_TILE, _TILE), "compression": "zlib", "metadata": None}
-    base = {**options, "metadata": _ome(pixel_um)}
+    options: dict[str, Any] = {"photometric": "rgb", "tile": (_TILE, _TILE), "compression": "zlib", "metadata": None}
+    base: dict[str, Any] = {**options, "metadata": _ome(rgb, pixel_um)}
     if pixel_um is not None:
         base |= {"resolution": (1e4 / pixel_um, 1e4 / pixel_um), "resolutionunit": "CENTIMETER"}
     part = clear(path)
@@ -49,11 +52,14 @@ def write_heatmap_tiff(path: Path, rgb: np.ndarray, pixel_um: float | None) -> P
     return path
 
 
-def _ome(pixel_um: float | None) -> dict[str, object]:
+def _ome(rgb: np.ndarray, pixel_um: float | None) -> dict[str, object]:
+    # The identifier that OME wants comes from the content: the same map is the same file.
+    digest = hashlib.sha256(np.ascontiguousarray(rgb)).digest()
+    about: dict[str, object] = {"axes": "YXS", "UUID": str(uuid.UUID(bytes=digest[:16], version=4))}
     if pixel_um is None:
-        return {"axes": "YXS"}
+        return about
     size = {f"PhysicalSize{axis}": pixel_um for axis in "XY"}
-    return {"axes": "YXS", **size, "PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
+    return {**about, **size, "PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
 
 
 def _halved(image: np.ndarray) -> np.ndarray:
