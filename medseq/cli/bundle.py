@@ -107,6 +107,9 @@ def make_bundle(
         # "1" is written into config.yaml as a number.
         about["version"] = str(about["version"])
     content = {"model": settings["net"], "preprocess": settings.get("preprocess") or [], **about}
+    if "output" in about and isinstance(checkpoint.get("output"), dict):
+        # What the training has fitted to its validation cases: threshold and temperature.
+        content["output"] = {**about["output"], **checkpoint["output"]}
     weights, which = _weights(checkpoint["state_dict"])
     if "model" in about:
         # What is shipped wraps what was trained, under the name `net`.
@@ -121,6 +124,7 @@ def make_bundle(
             "optimizer_steps": int(checkpoint["global_step"]),
             "epochs": int(checkpoint["epoch"]) + 1,
             "weights": which,
+            **({"validation": checkpoint["validation"]} if "validation" in checkpoint else {}),
         },
     }
     text = card or f"# {about.get('name', 'model')}\n\nNo model card was written for this bundle. {INTENDED_USE}.\n"

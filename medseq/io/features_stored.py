@@ -195,7 +195,19 @@ class FileFeatures(StoredFeatures):
         with readable(path_label(self.path)), self._opened() as file:
             for lo, hi in spans:
                 file.seek(self.offset + lo * self._row)
-                data = file.read((hi - lo) * self._row)
-                if len(data) < (hi - lo) * self._row:
-                    raise EOFError
-                yield np.frombuffer(data, self._number).reshape(hi - lo, self.shape[1])
+                rows = np.empty((hi - lo, self.shape[1]), self._number)
+                _fill(file, rows.reshape(-1).view(np.uint8).data)
+                yield rows
+
+
+def _fill(file: IO[bytes], view: memoryview) -> None:
+    """Read until the view is full.
+
+    Raises:
+        EOFError: The file ends before.
+    """
+    while view:
+        count = file.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            raise EOFError
+        view = view[count:]

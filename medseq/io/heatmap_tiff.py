@@ -54,7 +54,7 @@ def write_heatmap_tiff(path: Path, rgb: np.ndarray, pixel_um: float | None) -> P
 
 def _ome(rgb: np.ndarray, pixel_um: float | None) -> dict[str, object]:
     # The identifier that OME wants comes from the content: the same map is the same file.
-    digest = hashlib.sha256(np.ascontiguousarray(rgb)).digest()
+    digest = hashlib.sha256(rgb.tobytes()).digest()
     about: dict[str, object] = {"axes": "YXS", "UUID": str(uuid.UUID(bytes=digest[:16], version=4))}
     if pixel_um is None:
         return about

@@ -23,9 +23,10 @@ class AveragedTask(pl.LightningModule):
         min_lr: Learning rate at the end.
         betas: Adam's decay rates.
         warmup_steps: Optimizer steps of linear warm-up.
-        weight_decay: Decoupled weight decay (AdamW); 0 is Adam.
+        weight_decay: Weight decay; 0 is Adam.
+        decoupled: Weight decay beside the gradient (AdamW), not as part of it (Adam with an L2 penalty).
         scalar_lr: Factor on the learning rate of parameters that are single numbers.
-        ema_decay: Decay of the averaged weights, which are the ones that are validated and shipped.
+        ema_decay: Decay of the averaged weights, which are the ones that are validated and shipped; 0 takes the last.
         clip_norm: Gradients are scaled down to this norm.
         drop_every: Multiply the learning rate by `drop_factor` every so many optimizer steps, instead of cosine decay.
         drop_factor: See `drop_every`.
@@ -45,6 +46,7 @@ class AveragedTask(pl.LightningModule):
         ema_decay: float,
         clip_norm: float,
         weight_decay: float = 0.0,
+        decoupled: bool = True,
         scalar_lr: float = 1.0,
         drop_every: int | None = None,
         drop_factor: float = 0.2,
@@ -53,7 +55,7 @@ class AveragedTask(pl.LightningModule):
         self.net = net
         self.ema = copy.deepcopy(net).requires_grad_(False)
         self.lr, self.min_lr, self.betas, self.warmup_steps = lr, min_lr, betas, warmup_steps
-        self.weight_decay, self.scalar_lr = weight_decay, scalar_lr
+        self.weight_decay, self.decoupled, self.scalar_lr = weight_decay, decoupled, scalar_lr
         self.ema_decay, self.clip_norm = ema_decay, clip_norm
         if drop_every is not None and (drop_every < 1 or not 0 < drop_factor <= 1):
             raise InputError(
@@ -81,7 +83,7 @@ class AveragedTask(pl.LightningModule):
         if any(not p.dim() for p in parameters):
             single = [p for p in parameters if not p.dim()]
             groups.append({"params": single, "lr": self.lr * self.scalar_lr, "weight_decay": 0.0})
-        kind = torch.optim.AdamW if self.weight_decay else torch.optim.Adam
+        kind = torch.optim.AdamW if self.weight_decay and self.decoupled else torch.optim.Adam
         first, second = self.betas
         optimizer = kind(groups, lr=self.lr, betas=(first, second), weight_decay=self.weight_decay, fused=True)
         total = max(1, int(self.trainer.estimated_stepping_batches))
