@@ -40,8 +40,8 @@ def test_a_tile_shows_exactly_its_part_of_the_slide(tmp_path, mpp, factors, axis
             up, down = pixels[..., 0] - wanted, pixels[..., 1] - (255 - wanted)
             # Rounding of the stored ramp, of the levels and of the result: 0.5 each at most.
             assert max(np.abs(up).max(), np.abs(down).max()) < 1.6
-            # Rounding halves up moves both the same way, a wrong place moves them apart: it is right to 0.15 pixels.
-            assert abs((up - down).mean() / 2 / slope) < 0.15
+            # Rounding halves up moves both the same way, a wrong place moves them apart: right to a quarter pixel.
+            assert abs((up - down).mean() / 2 / slope) < 0.25
 
 
 def test_levels_are_chosen_as_coarse_as_the_resolution_allows(tmp_path, rng):
