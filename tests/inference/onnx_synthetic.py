@@ -1,6 +1,5 @@
 """Small ONNX networks written byte by byte, so that the tests need no package to make them."""
 
-
 import numpy as np
 
 

@@ -152,12 +152,10 @@ def test_a_broken_tile_comes_with_its_error_and_the_stream_goes_on(tmp_path, rng
     path = write_tiff(tmp_path / "a.tif", image, tile=(256, 256), compression="jpeg")
     break_tile(path, 4)
     with open_slide(path) as slide:
-        # A tile of the grid also looks at three pixels around it: those of its neighbours that it resamples with.
         tiles = list(read_tiles(slide, tile_grid(slide, mpp=0.5, size=128)))
         assert [tile.index for tile in tiles] == list(range(24))
         bad = [tile for tile in tiles if tile.pixels is None]
-        assert {14, 15, 20, 21} <= {tile.index for tile in bad}
-        assert len(bad) <= 16
+        assert {tile.index for tile in bad} == {14, 15, 20, 21}
         assert all(isinstance(tile.error, FormatError) for tile in bad)
 
 
