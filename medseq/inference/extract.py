@@ -36,8 +36,6 @@ __all__ = ["ExtractRecord", "SlideProgress", "extract_slide"]
 
 # Called with (finished tiles, all tiles) at the start and after each batch.
 SlideProgress = Callable[[int, int], None]
-# A slide with few tiles may lose some; only from so many on, a share says something before the end.
-_EARLY_TILES = 200
 
 
 @dataclass(frozen=True)
@@ -94,12 +92,16 @@ def extract_slide(
         slide.require_mpp()
         key = settings_hash(slide, encoder.info, settings)
         known = None if overwrite else _finished(bag, record_path, key)
+        part = bag.with_name(f"{bag.name}.part")
         if known is not None:
+            # A process that died between publishing the bag and removing its log.
+            with written("the log of a finished bag"):
+                discard(part)
             return ExtractRecord(bag, known["tiles"], known["bad_tiles"], False, known)
         if overwrite:
             with written("the earlier bag"):
                 discard(bag)
-                discard(bag.with_name(f"{bag.name}.part"))
+                discard(part)
         tissue = find_tissue(read_overview(slide, settings.tissue), settings.tissue)
         write_png(out / "qc" / f"{name}.png", qc_picture(tissue))
         grid = tile_grid(
@@ -149,7 +151,15 @@ def _stream(
                 continue
             pixels.append(normalise(tile.pixels))
             rows.append(tile.index)
-        _check_bad(bad, last, len(grid), settings.max_bad_share, slide.label)
+        if bad > settings.max_bad_share * len(grid):
+            # Not at the end: a share that went away would be asked for every tile.
+            raise FormatError(
+                "too many tiles cannot be read",
+                where=slide.label,
+                found=f"{bad} of the first {last}",
+                wanted=f"at most {settings.max_bad_share:.0%} of {len(grid)}",
+                remedy="copy the slide again, or allow more with --max-bad-tiles",
+            )
         if rows:
             writer.append(encoder.encode(np.stack(pixels)), grid.coords[rows])
         tell(last, len(grid))
@@ -176,18 +186,6 @@ def _resume_at(grid: TileGrid, writer: BagWriter, batch: int) -> int:
             remedy="begin it again with --overwrite",
         )
     return (int(found[0]) // batch + 1) * batch
-
-
-def _check_bad(bad: int, seen: int, total: int, limit: float, where: str) -> None:
-    """Give up on a slide as soon as too much of it cannot be read."""
-    if bad > limit * (total if seen < _EARLY_TILES else seen):
-        raise FormatError(
-            "too many tiles cannot be read",
-            where=where,
-            found=f"{bad} of {seen}",
-            wanted=f"at most {limit:.0%}",
-            remedy="copy the slide again, or allow more with --max-bad-tiles",
-        )
 
 
 def _writer(

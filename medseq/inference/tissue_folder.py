@@ -62,7 +62,13 @@ def tissue_folder(
         for number, (path, name) in enumerate(zip(slides, called, strict=True)):
             if progress is not None:
                 progress(number, len(slides), "")
-            outcome = {"label": path_label(path), "name": name, "state": "failed", "reason": None, "qc": None}
+            outcome: dict[str, Any] = {
+                "label": path_label(path),
+                "name": name,
+                "state": "failed",
+                "reason": None,
+                "qc": None,
+            }
             try:
                 if called.count(name) > 1:
                     raise InputError("several slides have the same name", remedy="use --names id")

@@ -27,6 +27,7 @@ class SlideFile(ABC):
 
     Attributes:
         dims: ``(width, height)`` of every level, level 0 first and largest.
+        levels: Number of levels.
         mpp: ``(x, y)`` microns per pixel of level 0, or None.
         mpp_source: ``file``, ``user`` or None.
         format: What kind of file this is: ``aperio``, ``hamamatsu``, ``ome-tiff`` …
@@ -35,6 +36,7 @@ class SlideFile(ABC):
     """
 
     dims: tuple[tuple[int, int], ...]
+    levels: int
     mpp: Mpp | None
     mpp_source: Literal["file", "user"] | None
     format: str
@@ -44,11 +46,6 @@ class SlideFile(ABC):
         self.path = path
         self.label = path_label(path)
         self._colours = ColourTransform(None)
-
-    @property
-    def levels(self) -> int:
-        """Number of levels."""
-        return len(self.dims)
 
     @property
     def downsamples(self) -> tuple[float, ...]:

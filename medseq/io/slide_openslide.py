@@ -49,6 +49,7 @@ class OpenSlideFile(SlideFile):
         self._handle = self._open()
         properties = self._handle.properties
         self.dims = tuple((int(w), int(h)) for w, h in self._handle.level_dimensions)
+        self.levels = len(self.dims)
         self.format = str(properties.get("openslide.vendor", "unknown"))
         self.objective_power = _number(properties.get("openslide.objective-power"))
         self._set_mpp(file_mpp(properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y")), mpp)

@@ -53,6 +53,8 @@ def read_scaled(slide: Slide, x0: float, y0: float, scale: tuple[float, float], 
     level = best_level(slide, min(scale))
     down_x, down_y = level_scale(slide, level)
     factor_x, factor_y = scale[0] / down_x, scale[1] / down_y
+    if factor_x == factor_y == 1 and x0 == round(x0) and y0 == round(y0) and width * height <= _MAX_SOURCE:
+        return slide.region(round(x0), round(y0), level, width, height)
     # What bicubic looks at beyond the edge.
     margin_x, margin_y = (math.ceil(2 * max(factor, 1.0)) + 1 for factor in (factor_x, factor_y))
     left, top = math.floor(x0 / down_x) - margin_x, math.floor(y0 / down_y) - margin_y
@@ -64,8 +66,6 @@ def read_scaled(slide: Slide, x0: float, y0: float, scale: tuple[float, float], 
     origin_x, origin_y = round(left * down_x), round(top * down_y)
     source = slide.region(origin_x, origin_y, level, source_w, source_h)
     box_x, box_y = (x0 - origin_x) / down_x, (y0 - origin_y) / down_y
-    if factor_x == factor_y == 1 and box_x == int(box_x) and box_y == int(box_y):
-        return source[int(box_y) : int(box_y) + height, int(box_x) : int(box_x) + width]
     box = (box_x, box_y, box_x + width * factor_x, box_y + height * factor_y)
     image = Image.fromarray(source).resize((width, height), Image.Resampling.BICUBIC, box, _REDUCING_GAP)
     return np.asarray(image)

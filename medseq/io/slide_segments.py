@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from medseq.errors import BackendError, FormatError
+from medseq.errors import BackendError, FormatError, MedseqError
 from medseq.io.privacy import path_label
 
 __all__ = ["SegmentedImage", "damage", "open_tiff", "quiet"]
@@ -62,7 +62,7 @@ def damage(where: str, what: str) -> Iterator[None]:
     """Turn what tifffile and the decoders raise on damaged files into `FormatError`."""
     try:
         yield
-    except (FormatError, BackendError):
+    except MedseqError:
         raise
     except (ValueError, RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError, OSError) as error:
         if "imagecodecs" in str(error) and "require" in str(error):

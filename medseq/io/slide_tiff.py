@@ -66,6 +66,7 @@ class TiffSlideFile(SlideFile):
         pages = _levels(self._tiff, first, nested=ome is not None)
         self._images = [SegmentedImage(self._tiff, page, self.label) for page in pages]
         self.dims = tuple((image.width, image.height) for image in self._images)
+        self.levels = len(self.dims)
         found = None if ome is None else _ome_mpp(ome)
         self._set_mpp(found or _resolution_mpp(first), mpp)
         profile = first.tags.get(_ICC_PROFILE)

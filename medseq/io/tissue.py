@@ -188,7 +188,7 @@ def _folds(colours: np.ndarray) -> np.ndarray:
         enhancement, J Pathol Inform 1:25 (2010): the difference of saturation and luminance.
     """
     _, saturation, value = _hsv(colours)
-    return saturation - value > 0.05
+    return saturation - value > 0.15
 
 
 def _hsv(colours: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

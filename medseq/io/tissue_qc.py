@@ -142,13 +142,15 @@ def write_png(path: Path, rgb: np.ndarray) -> None:
 
 def _focus_sample(slide: SlideFile, grid: TileGrid) -> tuple[list[float], float]:
     """Scores of tiles spread evenly over the grid, and the share that could not be read."""
-    picks = np.unique(np.linspace(0, len(grid) - 1, _FOCUS_SAMPLE).round().astype(int)) if len(grid) else []
+    if not len(grid):
+        return [], 0.0
+    picks = np.unique(np.linspace(0, len(grid) - 1, _FOCUS_SAMPLE).round().astype(int))
     scores = []
     for pick in picks:
         tile = next(read_tiles(slide, grid, int(pick)))
         if tile.pixels is not None:
             scores.append(focus_score(tile.pixels))
-    return scores, (1 - len(scores) / len(picks)) if len(picks) else 0.0
+    return scores, 1 - len(scores) / len(picks)
 
 
 def _eroded(mask: np.ndarray, times: int) -> np.ndarray:
