@@ -75,7 +75,7 @@ def write_svs(path, image, mpp=0.5, *, factors=(4,)) -> Path:
 
 def write_dicom(path, image, mpp=0.5, side=256) -> Path:
     """A DICOM whole-slide image of one level: TILED_FULL, JPEG baseline."""
-    uid = generate_uid()
+    uid = generate_uid()[:60]
     height, width = image.shape[:2]
     data = Dataset()
     data.file_meta = FileMetaDataset()
