@@ -92,6 +92,7 @@ def test_the_list_of_extras_above_is_complete(repo_root):
         "medseq.io.features_open",
         "medseq.io.nifti",
         "medseq.io.privacy",
+        "medseq.io.slide_open",
         "medseq.io.volume",
     ],
 )

@@ -1,6 +1,7 @@
 """Which files of a folder are slides, by their names; whether they can be read shows when they are opened."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,7 +64,10 @@ def _dicom_slides(files: list[Path]) -> list[Path]:
     found: dict[tuple[Path, str], Path] = {}
     for file in files:
         try:
-            header = dcmread(file, stop_before_pixels=True, specific_tags=[_SERIES_UID, _CLASS_UID, _IMAGE_TYPE])
+            # Its warnings quote what the file holds.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                header = dcmread(file, stop_before_pixels=True, specific_tags=[_SERIES_UID, _CLASS_UID, _IMAGE_TYPE])
         except (InvalidDicomError, OSError, ValueError, EOFError):
             continue
         kind = [str(word) for word in header.get("ImageType", [])]

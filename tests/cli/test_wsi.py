@@ -105,7 +105,7 @@ def test_an_empty_slide_is_a_failure_with_a_picture(tmp_path, rng):
 def test_extract_writes_bags_and_says_what_failed(folder, tmp_path):
     out = tmp_path / "out"
     done = medseq(
-        "extract", folder, out, "--tile", "128", "--overlap", "0.5", "--stain", "macenko", "--max-bad-tiles", "0.5"
+        "extract", folder, out, "--tile", "128", "--overlap", "0.25", "--stain", "macenko", "--max-bad-tiles", "0.5"
     )
     assert done.exit_code == 3
     assert "2 failed" in done.output
@@ -114,7 +114,7 @@ def test_extract_writes_bags_and_says_what_failed(folder, tmp_path):
     with h5py.File(out / "JANE_DOE.h5") as file:
         assert file["features"].shape[1] == 96
         about = dict(file["coords"].attrs)
-    assert (about["patch_size"], about["step_level0"], about["stain"]) == (128, 64, "macenko")
+    assert (about["patch_size"], about["step_level0"], about["stain"]) == (128, 96, "macenko")
     assert medseq("extract", folder, out, "--tile", "128").exit_code == 3
     assert "there already" in medseq("extract", folder / "JANE_DOE.svs", out, "--tile", "128").output
     again = medseq("extract", folder / "JANE_DOE.svs", out, "--tile", "128", "--overwrite", "--json")

@@ -228,14 +228,16 @@ def runner(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    """A slide of 552 tiles of 64 pixels, one piece of which cannot be read, and a network."""
+def large(tmp_path_factory, runner):
+    """A slide of 552 tiles of 64 pixels, one piece of which cannot be read, a network, and an undisturbed run."""
     rng = np.random.default_rng(int.from_bytes(os.urandom(4), "little"))
     folder = tmp_path_factory.mktemp("large")
     image = stained(rng, np.ones((1536, 1472), bool))
     path = write_tiff(folder / "a.tif", image, compression="jpeg", factors=(8,))
     break_tile(path, 40)
-    return path, write_network(folder / "a.onnx", rng.normal(size=(24, 3, 3, 3)))
+    network = write_network(folder / "a.onnx", rng.normal(size=(24, 3, 3, 3)))
+    assert runner(path, folder / "calm", network) == 0
+    return path, network, folder / "calm"
 
 
 POINTS = [
@@ -243,30 +245,28 @@ POINTS = [
     ("append", 20, True),
     ("record", 1, False),
     ("publish", 1, False),
-    ("discard", 2, False),
+    ("discard", 1, False),
 ]
 
 
 @pytest.mark.parametrize(("point", "number", "after"), POINTS, ids=[f"{p} {n}{' after' * a}" for p, n, a in POINTS])
 def test_a_killed_extraction_continues_to_the_same_bytes(large, runner, tmp_path, point, number, after):
-    slide, network = large
-    assert runner(slide, tmp_path / "calm", network) == 0
+    slide, network, calm = large
     out = tmp_path / "killed"
     assert runner(slide, out, network, point, number, after) == -signal.SIGKILL
     assert runner(slide, out, network) == 0
-    calm, killed = (folder / "a.h5" for folder in (tmp_path / "calm", out))
-    features, coords, _, _ = bag(killed)
+    features = bag(out / "a.h5")[0]
     assert len(features) > 512
-    np.testing.assert_array_equal(features, bag(calm)[0])
-    assert killed.read_bytes() == calm.read_bytes()
-    records = [json.loads((folder / "qc" / "a.json").read_text()) for folder in (tmp_path / "calm", out)]
+    np.testing.assert_array_equal(features, bag(calm / "a.h5")[0])
+    assert (out / "a.h5").read_bytes() == (calm / "a.h5").read_bytes()
+    records = [json.loads((folder / "qc" / "a.json").read_text()) for folder in (calm, out)]
     assert records[0] == records[1]
     assert records[0]["bad_tiles"] > 0
     assert not list(out.glob("*.part")), "nothing is left over"
 
 
 def test_work_is_not_repeated_after_a_kill(large, runner, tmp_path, monkeypatch):
-    slide, network = large
+    slide, network, _ = large
     assert runner(slide, tmp_path, network, "append", 20, True) == -signal.SIGKILL
     seen = []
     encoder = load_encoder(str(network))
@@ -278,8 +278,7 @@ def test_work_is_not_repeated_after_a_kill(large, runner, tmp_path, monkeypatch)
     assert sum(seen) < record.tiles / 2
 
 
-def test_a_kill_at_any_moment_with_the_built_in_encoder(large, tmp_path, seed):
-    slide, _ = large
+def test_a_kill_at_any_moment_with_the_built_in_encoder(slide, tmp_path, seed):
     code = (
         "import sys; from pathlib import Path; from medseq.inference.extract import extract_slide\n"
         "from medseq.inference.encoders import load_encoder as load\n"
@@ -289,7 +288,7 @@ def test_a_kill_at_any_moment_with_the_built_in_encoder(large, tmp_path, seed):
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(slide), str(tmp_path / "killed")])
     part = tmp_path / "killed" / "a.h5.part"
-    rows = int(np.random.default_rng(seed).integers(1, 400)) * 96 * 4
+    rows = int(np.random.default_rng(seed).integers(1, 100)) * 96 * 4
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         if part.exists() and part.stat().st_size > rows:

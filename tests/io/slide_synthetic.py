@@ -1,11 +1,15 @@
 """Slides made up for tests: stained tissue on glass, written by tifffile in the layouts that slides come in."""
 
+import io
 from importlib.metadata import files
 from pathlib import Path
 
 import numpy as np
 import tifffile
 from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import JPEGBaseline8Bit, generate_uid
 from scipy.ndimage import gaussian_filter
 
 APERIO = "Aperio Image Library v11.2.1 \r\n{w}x{h} [0,0 {w}x{h}] (256x256) JPEG/RGB Q=90|AppMag = 20"
@@ -66,6 +70,43 @@ def write_svs(path, image, mpp=0.5, *, factors=(4,)) -> Path:
         writer.write(image, description=text, **words)
         for factor in factors:
             writer.write(reduced(image, factor), description=text, **words)
+    return path
+
+
+def write_dicom(path, image, mpp=0.5, side=256) -> Path:
+    """A DICOM whole-slide image of one level: TILED_FULL, JPEG baseline."""
+    uid = generate_uid()[:60]
+    height, width = image.shape[:2]
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = uid
+    data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = f"{uid}.1", f"{uid}.2", f"{uid}.3"
+    data.Modality, data.ImageType = "SM", ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    data.TotalPixelMatrixColumns, data.TotalPixelMatrixRows, data.Columns, data.Rows = width, height, side, side
+    data.TotalPixelMatrixFocalPlanes = data.NumberOfOpticalPaths = 1
+    data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "YBR_FULL_422", 0
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
+    data.LossyImageCompression, data.DimensionOrganizationType = "01", "TILED_FULL"
+    spacing, shared, optics = Dataset(), Dataset(), Dataset()
+    spacing.PixelSpacing, spacing.SliceThickness = [mpp / 1000, mpp / 1000], 0.001
+    shared.PixelMeasuresSequence = [spacing]
+    optics.OpticalPathIdentifier, optics.ObjectiveLensPower = "1", 20
+    data.SharedFunctionalGroupsSequence, data.OpticalPathSequence = [shared], [optics]
+    frames = []
+    for row in range(0, height, side):
+        for col in range(0, width, side):
+            tile = np.full((side, side, 3), 255, np.uint8)
+            part = image[row : row + side, col : col + side]
+            tile[: part.shape[0], : part.shape[1]] = part
+            stream = io.BytesIO()
+            Image.fromarray(tile).save(stream, "JPEG", quality=95)
+            frames.append(stream.getvalue())
+    data.NumberOfFrames, data.PixelData = len(frames), encapsulate(frames)
+    data["PixelData"].is_undefined_length = True
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
     return path
 
 

@@ -13,7 +13,7 @@ from medseq.errors import BackendError, FormatError, InputError
 from medseq.io.slide import Slide
 from medseq.io.slide_find import find_slides, slide_name
 from medseq.io.slide_open import open_slide
-from tests.io.slide_synthetic import break_tile, real_svs, smooth, write_svs, write_tiff
+from tests.io.slide_synthetic import break_tile, real_svs, smooth, write_dicom, write_svs, write_tiff
 
 LAYOUTS = {
     "tiles": {},
@@ -308,6 +308,20 @@ def test_a_flat_file_in_one_strip_is_not_read_as_a_whole(tmp_path):
     assert (region[10:60, 10:70] == 77).all()
     assert region.sum() == 77 * 50 * 60 * 3
     assert peak < 2e6
+
+
+def test_a_dicom_slide_is_found_once_and_read(tmp_path, rng):
+    # Made here, with pydicom: no scanner's file is in any package.
+    image = smooth(rng, 500, 700)
+    path = write_dicom(tmp_path / "case-9" / "0001.dcm", image)
+    (tmp_path / "case-9" / "0002.dcm").write_bytes(b"no DICOM")
+    assert find_slides(tmp_path) == [path]
+    assert slide_name(path) == "case-9"
+    with open_slide(path) as slide:
+        assert (slide.format, slide.dims, slide.mpp, slide.objective_power) == ("dicom", ((700, 500),), (0.5, 0.5), 20)
+        region = slide.region(100, 50, 0, 400, 400)
+    # JPEG of smooth colours with halved chroma.
+    assert np.abs(region.astype(int) - image[50:450, 100:500]).mean() < 4
 
 
 def test_missing_libraries_are_named(monkeypatch, tmp_path, rng):
