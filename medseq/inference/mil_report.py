@@ -47,7 +47,8 @@ def mil_card(view: Mapping[str, Any]) -> str:
         "attention": "<b>Patches with the highest values</b>, highest first",
     }
     figures = "".join(
-        f"<figure><img style='background:#fff' alt='{name}' src='data:image/png;base64,{escape(view['pictures'][name])}'>"
+        f"<figure><img style='background:#fff' alt='{name}' "
+        f"src='data:image/png;base64,{escape(view['pictures'][name])}'>"
         f"<figcaption>{caption}</figcaption></figure>"
         for name, caption in captions.items()
         if name in view["pictures"]

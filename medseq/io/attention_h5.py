@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from medseq.io.atomic import clear, discard, fsync, publish, written
@@ -29,6 +28,8 @@ def write_attention(
         OutputError: Not writable.
         RetryableError: No space.
     """
+    import h5py
+
     part = clear(path)
     try:
         with written("the attention"):

@@ -15,7 +15,8 @@ from medseq.io.slide_open import open_slide
 
 
 def medseq(*arguments):
-    return subprocess.run([sys.executable, "-m", "medseq.cli.main", *map(str, arguments)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "medseq.cli.main", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
