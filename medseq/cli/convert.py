@@ -137,6 +137,8 @@ def _surroundings(like: str | None, modality: list[str], units: str, model: Any)
         return {
             "task": task,
             "input": {"kind": "kspace", "modality": modality or ["MR"], "units": "1", "fft": fft},
+            # The scale that the weights were trained at.
+            "preprocess": getattr(model, "preprocess", []),
             "output": {"kind": "volume"},
         }
     image = {"kind": "volume", "modality": modality, "units": units, "channels": getattr(model, "in_channels", 1)}

@@ -12,7 +12,8 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
-from medseq.errors import InputError, MedseqError
+from medseq.data.recon_scale import KSpaceScale
+from medseq.errors import BundleError, InputError, MedseqError
 from medseq.inference.bundle import Bundle
 from medseq.inference.device import require_device
 from medseq.inference.predictor import Estimate, Flag, Output, Prediction, Sink, Stopped
@@ -73,6 +74,7 @@ class ReconPredictor:
             bundle.config, sens=sens, fft=fft, virtual_coils=virtual_coils, orientations=orientations
         )
         self._config, self._device = bundle.config, require_device(device)
+        self._scaling = _scaling(bundle)
         model = bundle.build_model(self._device)
         if isinstance(model, MoDL):
             model = OrientationAverage(model).eval()
@@ -142,7 +144,7 @@ class ReconPredictor:
             return SliceResult(nothing, nothing, {})
         try:
             prepared = prepare_slice(part, self._params.sens, reader.fft.norm, self._device)
-            return reconstruct_slice(self._model, prepared, own_maps=self._params.sens == "auto")
+            return reconstruct_slice(self._model, prepared, own_maps=self._params.sens == "auto", scaling=self._scaling)
         except MedseqError as error:
             place = f"slice {number}" if error.where is None else f"slice {number}, {error.where}"
             raise type(error)(
@@ -175,6 +177,23 @@ class ReconPredictor:
                 text = f"{METRICS[check.name]}: {metrics[check.name]:.4g}, limit {check.max:g}"
                 flags.append(Flag(check.name, text))
         return flags
+
+
+def _scaling(bundle: Bundle) -> KSpaceScale | None:
+    """The one rule for the scale of k-space that a bundle may name.
+
+    Raises:
+        BundleError: Several, or transforms of images.
+    """
+    chain = bundle.transforms()
+    if len(chain) > 1 or not all(isinstance(rule, KSpaceScale) for rule in chain):
+        raise BundleError(
+            "preprocess does not fit raw data",
+            where=bundle.config.name,
+            found=", ".join(type(rule).__name__ for rule in chain),
+            wanted="at most one rule of medseq.data.recon_scale",
+        )
+    return chain[0] if chain else None
 
 
 def _summary(slices: list[dict[str, float]]) -> dict[str, float]:

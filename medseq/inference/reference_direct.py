@@ -37,6 +37,8 @@ _DEFAULTS: dict[str, Any] = {
     "num_steps": 15,
     "sens_sigma": 0.7,
     "operators": {"centered": True, "normalized": True},
+    # Of the data pipeline: the quantile of measured samples that everything is divided by.
+    "scale_percentile": 0.99,
 }
 
 
@@ -44,7 +46,8 @@ def from_direct(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> 
     """Build and load what a state dict of direct belongs to: RecurrentVarNet, its regulariser, or a U-Net.
 
     `config` has the original constructor's words, ``operators: {centered, normalized}`` for the Fourier convention
-    (centred and normalised if not given) and ``sens_sigma`` for the width of the Gaussian on the calibration data.
+    (centred and normalised if not given), ``sens_sigma`` for the width of the Gaussian on the calibration data, and
+    ``scale_percentile`` for the quantile of measured samples that training divided by (null: the largest).
 
     Raises:
         BundleError: Unknown, missing or contradicting keys.
@@ -88,6 +91,9 @@ def from_direct(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> 
     model = RecurrentVarNet(**keywords)
     load_strictly("direct", model, own)
     model.init_args, model.quirks = arguments, []
+    share = 1.0 if known["scale_percentile"] is None else known["scale_percentile"]
+    rule = {"share": share, "norm": arguments["fft_norm"]}
+    model.preprocess = [{"class_path": "medseq.data.recon_scale.KSpaceQuantile", "init_args": rule}]
     return model
 
 

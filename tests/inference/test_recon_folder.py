@@ -25,7 +25,7 @@ PLANTED = "PLANTEDNAME"
 SIZES = {"cascades": 1, "width": 4, "memory": 1, "iterations": 2}
 
 
-def save(folder, model, class_path, init_args):
+def save(folder, model, class_path, init_args, **more):
     """A bundle with the sections of the shipped one."""
     config = {
         "name": folder.name,
@@ -35,6 +35,7 @@ def save(folder, model, class_path, init_args):
         "input": {"kind": "kspace", "modality": ["MR"], "units": "1", "fft": "centre"},
         "output": {"kind": "volume", "units": "1"},
         "checks": [{"name": "data_residual", "max": 0.9, "unit": "1"}],
+        **more,
     }
     return save_bundle(folder, config, model.state_dict(), metadata={"intended_use": "tests"}, card="# Tiny\n")
 
