@@ -30,7 +30,7 @@ from medseq.inference.evaluate import Table, dump
 from medseq.inference.recon_slice import prepare_slice, reconstruct_slice
 from medseq.io.kspace import KSpaceSlice
 from medseq.ops.coils import divide_or_zero, rss
-from medseq.ops.fourier import fft2c, ifft2c
+from medseq.ops.fourier import ifft2c
 from medseq.ops.masks import poisson_disc_mask
 from medseq.ops.recon_quality import scaled_nrmse
 

@@ -1,7 +1,7 @@
 """Reconstruction of raw MR data, slice by slice: from k-space files to images, whatever the acquisition.
 
-Memory is bounded by one slice. Results are magnitude images as NIfTI (with geometry where the file has it) and, as the
-original toolkits write them, as HDF5; the complex images are in the HDF5 file too. How well every slice agrees with its
+Memory is bounded by one slice. Results are magnitude images as NIfTI (with geometry where the file has it), as HDF5 in
+the form of the original toolkits, complex images included, and as a DICOM series where the header says enough. How well every slice agrees with its
 measured data is reported and flagged: an image that contradicts them shows something that is not there.
 """
 
@@ -21,7 +21,8 @@ from medseq.inference.recon_params import METRICS, ReconParams, SensMethod
 from medseq.inference.recon_slice import SliceResult, prepare_slice, reconstruct_slice
 from medseq.io.kspace import KSpaceReader, KSpaceSlice
 from medseq.io.kspace_fft import centred
-from medseq.io.kspace_write import ReconstructionWriter, centre_crop, recon_header
+from medseq.io.kspace_write import ReconstructionWriter, centre_crop, dicom_lacks, recon_header
+from medseq.io.volume import VolumeWriter
 from medseq.models.recon_hybrid import Hybrid
 from medseq.models.recon_modl import MoDL, OrientationAverage
 
@@ -112,9 +113,14 @@ class ReconPredictor:
             undo.callback(images.abort)
             stored = ReconstructionWriter(sink.file("result", ".h5"), attributes=self._attributes)
             undo.callback(stored.abort)
+            writers: list[VolumeWriter] = [images]
+            lacks = dicom_lacks(reader)
+            if not lacks:
+                writers.append(sink.series(str(getattr(reader, "label", ""))))
+                undo.callback(writers[-1].abort)
             header = recon_header(reader)
-            images.begin(header)
-            stored.begin(header)
+            for writer in (*writers, stored):
+                writer.begin(header)
             for number in range(reader.n):
                 if should_stop():
                     raise Stopped
@@ -123,7 +129,8 @@ class ReconPredictor:
                 estimated += result.maps_from == "estimate"
                 totals += [result.metrics] if result.metrics else []
                 image = centre_crop(result.image, reader.recon_shape)
-                images.write(number, np.abs(image)[None])
+                for writer in writers:
+                    writer.write(number, np.abs(image)[None])
                 stored.write(number, image[None])
                 sink.seen(number, np.abs(centre_crop(result.zero_filled, reader.recon_shape)))
             if not totals:
@@ -131,11 +138,16 @@ class ReconPredictor:
             outputs = (
                 Output("result", "nifti", tuple(images.commit())),
                 Output("result", "h5", tuple(stored.commit())),
+                *(Output("result", "dicom", tuple(series.commit())) for series in writers[1:]),
             )
             undo.pop_all()
         metrics = _summary(totals) | {"seconds": time.perf_counter() - started}
         self._seconds_per_slice = metrics["seconds"] / reader.n
-        return Prediction(outputs, metrics, tuple(self._flags(reader, metrics, complete, empty, estimated)))
+        flags = self._flags(reader, metrics, complete, empty, estimated)
+        if lacks and reader.source.header is not None:
+            text = f"no DICOM series: the raw data is without {', '.join(lacks)}"
+            flags.append(Flag("no-dicom", text, "info"))
+        return Prediction(outputs, metrics, tuple(flags))
 
     def _slice(self, part: KSpaceSlice, number: int, reader: KSpaceReader) -> SliceResult:
         """One slice; a slice of zeros gives zeros."""

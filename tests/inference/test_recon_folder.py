@@ -40,15 +40,6 @@ def save(folder, model, class_path, init_args, **more):
     return save_bundle(folder, config, model.state_dict(), metadata={"intended_use": "tests"}, card="# Tiny\n")
 
 
-@pytest.fixture(scope="session")
-def recon_bundle(tmp_path_factory):
-    """A small untrained MoDL."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = MoDL(**SIZES)
-    return save(tmp_path_factory.mktemp("bundle") / "tiny-recon", model, "medseq.models.recon_modl.MoDL", SIZES)
-
-
 def lines(cols):
     mask = np.zeros(cols, bool)
     mask[::2], mask[cols // 2 - 6 : cols // 2 + 6] = True, True
