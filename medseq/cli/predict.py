@@ -36,6 +36,9 @@ def predict(
         Literal["auto", "given", "espirit", "estimate"] | None,
         typer.Option("--sens", help="Raw data: where coil sensitivities come from; default auto."),
     ] = None,
+    sens_maps: Annotated[
+        Path | None, typer.Option("--sens-maps", help="Raw data: file of coil sensitivities, or a folder of them.")
+    ] = None,
     fft: Annotated[
         Literal["centre", "centred", "corner"] | None,
         typer.Option("--fft", help="Raw data: where the zero frequency stands."),
@@ -82,6 +85,7 @@ def predict(
             difference=difference,
             resample=resample,
             sens=sens,
+            sens_maps=sens_maps,
             fft=fft,
             virtual_coils=virtual_coils,
             orientations=orientations,

@@ -1,8 +1,9 @@
 """Reconstruction of raw MR data, slice by slice: from k-space files to images, whatever the acquisition.
 
 Memory is bounded by one slice. Results are magnitude images as NIfTI (with geometry where the file has it), as HDF5 in
-the form of the original toolkits, complex images included, and as a DICOM series where the header says enough. How well every slice agrees with its
-measured data is reported and flagged: an image that contradicts them shows something that is not there.
+the form of the original toolkits, complex images included, and as a DICOM series where the header says enough. How
+well every slice agrees with its measured data is reported and flagged: an image that contradicts them shows something
+that is not there.
 """
 
 import time

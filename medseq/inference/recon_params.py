@@ -4,10 +4,12 @@ These are the effective values that go into the run ledger, its hash and the rep
 """
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from medseq.errors import BundleError, InputError
 from medseq.inference.bundle_schema import BundleConfig
+from medseq.inference.recon_maps import maps_digest
 
 __all__ = ["METRICS", "ReconParams", "SensMethod"]
 
@@ -33,12 +35,14 @@ class ReconParams:
         fft: Fourier convention of the files, ``centre`` or ``corner``; None lets format and energy decide.
         virtual_coils: Compress to this many coils; None keeps up to `MAX_COILS`, which bounds the time.
         orientations: How many of the eight orientations are averaged, where the model can.
+        sens_maps: sha256 of the maps that the caller named (`medseq.inference.recon_maps`); a path would name people.
     """
 
     sens: SensMethod
     fft: str | None
     virtual_coils: int
     orientations: int
+    sens_maps: str | None = None
 
     # The shipped model was trained on 1 to 16 coils; more cost time and, compressed, lose next to nothing.
     MAX_COILS = 16
@@ -52,8 +56,9 @@ class ReconParams:
         fft: str | None = None,
         virtual_coils: int | None = None,
         orientations: int | None = None,
+        sens_maps: str | Path | None = None,
     ) -> "ReconParams":
-        """Fill in defaults and check ranges.
+        """Fill in defaults and check ranges; `sens_maps` is a file or folder here.
 
         Raises:
             BundleError: The bundle is not for reconstruction.
@@ -65,11 +70,14 @@ class ReconParams:
         unknown = [check.name for check in config.checks if check.name not in METRICS]
         if unknown:
             raise BundleError("unknown fidelity check", where=config.name, found=unknown[0], wanted=", ".join(METRICS))
+        if sens_maps is not None and sens not in (None, "auto", "given"):
+            raise InputError("maps are named, and others asked for", found=f"sens {sens}", wanted="sens given")
         params = cls(
-            sens=sens or "auto",
+            sens=sens or "auto" if sens_maps is None else "given",
             fft="centre" if fft == "centred" else fft,
             virtual_coils=cls.MAX_COILS if virtual_coils is None else int(virtual_coils),
             orientations=8 if orientations is None else int(orientations),
+            sens_maps=None if sens_maps is None else maps_digest(Path(sens_maps)),
         )
         if params.sens not in get_args(SensMethod):
             raise InputError("sens is unknown", found=params.sens, wanted=", ".join(get_args(SensMethod)))

@@ -85,7 +85,9 @@ def prepare_slice(part: KSpaceSlice, sens: SensMethod, norm: str, device: torch.
 def _maps(part: KSpaceSlice, kspace: Tensor, mask: Tensor, sens: SensMethod) -> tuple[Tensor, str]:
     """Maps, and where they came from."""
     if sens == "given" and part.sens_maps is None:
-        raise InputError("the file holds no sensitivity maps", remedy="--sens espirit estimates them")
+        raise InputError(
+            "the file holds no sensitivity maps", remedy="name them with --sens-maps, or --sens espirit estimates them"
+        )
     if sens in ("auto", "given") and part.sens_maps is not None:
         stored = _tensor(part.sens_maps, np.complex64)[None].to(kspace.device)
         return _normalised(stored), "given"

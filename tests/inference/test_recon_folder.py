@@ -18,7 +18,6 @@ from medseq.inference.bundle import save_bundle
 from medseq.inference.ledger import Ledger
 from medseq.inference.run import check_run, predict_folder
 from medseq.io.kspace_bart import write_cfl
-from medseq.models.recon_modl import MoDL
 from tests.io.kspace_synthetic import fft2c, head_images, head_kspace, header_xml
 
 PLANTED = "PLANTEDNAME"
