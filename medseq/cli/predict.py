@@ -49,6 +49,9 @@ def predict(
     orientations: Annotated[
         int | None, typer.Option("--orientations", min=1, max=8, help="Raw data: views averaged; 1 is fastest.")
     ] = None,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Raw data: adapt the network to each slice by its own samples; slow.")
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Hash finished work again before it is trusted.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try items again that failed before.")] = False,
     new_run: Annotated[
@@ -89,6 +92,7 @@ def predict(
             fft=fft,
             virtual_coils=virtual_coils,
             orientations=orientations,
+            adapt=adapt,
             verify=verify,
             retry_failed=retry_failed,
             new_run=new_run,

@@ -9,6 +9,7 @@ that is not there.
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from medseq.errors import BundleError, InputError, MedseqError
 from medseq.inference.bundle import Bundle
 from medseq.inference.device import require_device
 from medseq.inference.predictor import Estimate, Flag, Output, Prediction, Sink, Stopped
+from medseq.inference.recon_adapt import adapt_network
 from medseq.inference.recon_params import METRICS, ReconParams, SensMethod
 from medseq.inference.recon_slice import SliceResult, prepare_slice, reconstruct_slice
 from medseq.io.kspace import KSpaceReader, KSpaceSlice
@@ -54,6 +56,7 @@ class ReconPredictor:
         fft: Used where files are opened.
         virtual_coils: Same.
         orientations: Of the eight orientations of the networks, how many are averaged.
+        adapt: Adapt the network to every slice first.
 
     Raises:
         BundleError: The bundle is for something else.
@@ -71,9 +74,10 @@ class ReconPredictor:
         fft: str | None = None,
         virtual_coils: int | None = None,
         orientations: int | None = None,
+        adapt: bool = False,
     ) -> None:
         self._params = ReconParams.resolve(
-            bundle.config, sens=sens, fft=fft, virtual_coils=virtual_coils, orientations=orientations
+            bundle.config, sens=sens, fft=fft, virtual_coils=virtual_coils, orientations=orientations, adapt=adapt
         )
         self._config, self._device = bundle.config, require_device(device)
         self._scaling = _scaling(bundle)
@@ -157,7 +161,14 @@ class ReconPredictor:
             return SliceResult(nothing, nothing, {})
         try:
             prepared = prepare_slice(part, self._params.sens, reader.fft.norm, self._device)
-            return reconstruct_slice(self._model, prepared, own_maps=self._params.sens == "auto", scaling=self._scaling)
+            asked: dict[str, Any] = {"own_maps": self._params.sens == "auto", "scaling": self._scaling}
+            net, told = self._model, None
+            if self._params.adapt and not prepared.mask.all():
+                net, told = adapt_network(net, prepared, **asked)
+            result = reconstruct_slice(net, prepared, **asked)
+            if told is not None:
+                result.metrics.update(held_out=told.after, held_out_before=told.before)
+            return result
         except MedseqError as error:
             place = f"slice {number}" if error.where is None else f"slice {number}, {error.where}"
             raise type(error)(
@@ -178,6 +189,13 @@ class ReconPredictor:
             else:
                 text += "their coils are combined, nothing is estimated"
             flags.append(Flag("fully-sampled", text, "warn" if "change_when_full" in metrics else "info"))
+        if self._params.adapt and "held_out" in metrics:
+            text = f"from {metrics['held_out_before']:.4g} to {metrics['held_out']:.4g}"
+            text = f"adapted slice by slice: the error of held-out samples went {text}, on average"
+            flags.append(Flag("adapted", text, "info"))
+        elif self._params.adapt:
+            text = "not adapted: patterns of lines, few points and full sampling leave no samples to hold out"
+            flags.append(Flag("not-adapted", text, "info"))
         if empty:
             flags.append(Flag("empty-slices", f"{empty} of {reader.n} slices hold no signal and stay zero", "info"))
         if estimated and self._params.sens == "auto":
@@ -216,10 +234,15 @@ def _summary(slices: list[dict[str, float]]) -> dict[str, float]:
         return np.array([metrics[key] for metrics in slices if key in metrics])
 
     changes = values("change_when_full")
-    return ({"change_when_full": float(changes.max())} if changes.size else {}) | {
-        "data_residual": float(values("data_residual").max()),
-        "data_residual_mean": float(values("data_residual").mean()),
-        "residual_over_noise": float(values("residual_over_noise").max()),
-        "acceleration": float(values("acceleration").mean()),
-        "noise_to_signal": float(values("noise_to_signal").mean()),
-    }
+    adapted = {name: float(values(name).mean()) for name in ("held_out", "held_out_before") if values(name).size}
+    return (
+        adapted
+        | ({"change_when_full": float(changes.max())} if changes.size else {})
+        | {
+            "data_residual": float(values("data_residual").max()),
+            "data_residual_mean": float(values("data_residual").mean()),
+            "residual_over_noise": float(values("residual_over_noise").max()),
+            "acceleration": float(values("acceleration").mean()),
+            "noise_to_signal": float(values("noise_to_signal").mean()),
+        }
+    )

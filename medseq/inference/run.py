@@ -91,6 +91,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     fft: Literal["centre", "centred", "corner"] | None = None,
     virtual_coils: int | None = None,
     orientations: int | None = None,
+    adapt: bool = False,
     verify: bool = False,
     retry_failed: bool = False,
     new_run: bool = False,
@@ -124,6 +125,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         fft: Fourier convention of the raw data; default: what format and data say.
         virtual_coils: Compress to at most this many coils; default 16.
         orientations: How many of eight orientations are averaged; default all. Fewer are faster.
+        adapt: Adapt the network to every slice by its own samples first: half a minute to minutes a slice.
         verify: Hash inputs and results of finished items again instead of trusting sizes and times.
         retry_failed: Try every failed item again.
         new_run: Results of another bundle or other parameters in `output` are moved to ``output/previous/``.
@@ -159,6 +161,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         "fft": fft,
         "virtual_coils": virtual_coils,
         "orientations": orientations,
+        "adapt": adapt,
     }
     params = resolve_params(bundle.config, words) | {"names": names}
     maps = None if sens_maps is None else Path(sens_maps).resolve()
