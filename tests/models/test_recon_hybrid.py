@@ -57,7 +57,7 @@ def test_lines_take_the_fixed_share(seed):
     hybrid = Hybrid(Oracle(batch.target), 1, line_share=0.25).eval()
     with torch.no_grad():
         out = hybrid(batch.masked_kspace, batch.mask, batch.sens_maps)
-        sparse = L1Wavelet(hybrid.penalties[2])(batch.masked_kspace, batch.mask, batch.sens_maps).image
+        sparse = L1Wavelet(hybrid.line_penalty)(batch.masked_kspace, batch.mask, batch.sens_maps).image
     assert float(out.states[0]) == 0.25
     torch.testing.assert_close(out.image, 0.25 * batch.target + 0.75 * sparse)
 
