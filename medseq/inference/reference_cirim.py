@@ -68,7 +68,7 @@ def from_atommic(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) ->
         arguments["combine"] = "rss_parts"
         quirks.append("starts at the root sum of squares of real and of imaginary parts")
     net = _net(known["coil_sensitivity_maps_nn_mask_type"], known["coil_sensitivity_maps_nn_normalize"])
-    model = _finish("atommic", state, own, prefix, arguments, net, quirks)
+    model: Any = _finish("atommic", state, own, prefix, arguments, net, quirks)
     model.preprocess = _scaling("atommic", known["normalization_type"])
     return model
 
@@ -99,7 +99,7 @@ def from_mridc(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> n
         if known["no_dc"]:
             quirks.append("every cascade after the first starts at the Fourier transform of the last image")
     net = _net(known["sens_mask_type"], known["sens_normalize"])
-    model = _finish("mridc", state, own, "sens_net.", arguments, net, quirks)
+    model: Any = _finish("mridc", state, own, "sens_net.", arguments, net, quirks)
     model.preprocess = _scaling("mridc", known["normalization_type"])
     return model
 

@@ -88,12 +88,12 @@ def from_direct(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> 
         keywords["sens_net"] = net
         arguments["sens_net"] = {"class_path": "medseq.nn.sensitivity.SensitivityNet", "init_args": spec}
         own |= {f"sens_net.{key}": value for key, value in weights.items()}
-    model = RecurrentVarNet(**keywords)
+    model: Any = RecurrentVarNet(**keywords)
     load_strictly("direct", model, own)
-    model.init_args, model.quirks = arguments, []
     share = 1.0 if known["scale_percentile"] is None else known["scale_percentile"]
-    rule = {"share": share, "norm": arguments["fft_norm"]}
+    rule: dict[str, Any] = {"share": share, "norm": arguments["fft_norm"]}
     model.preprocess = [{"class_path": "medseq.data.recon_scale.KSpaceQuantile", "init_args": rule}]
+    model.init_args, model.quirks = arguments, []
     return model
 
 

@@ -148,21 +148,10 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     if not isinstance(bundle, Bundle):
         bundle = load_bundle(bundle, trust_packages=trust_packages)
     _require_words(bundle, names, modality)
-    words = {
-        "strength": strength,
-        "tile": tile,
-        "overlap": overlap,
-        "batch": batch,
-        "difference": difference,
-        "resample": resample,
-        "modality": modality,
-        "sens": sens,
-        "sens_maps": sens_maps,
-        "fft": fft,
-        "virtual_coils": virtual_coils,
-        "orientations": orientations,
-        "adapt": adapt,
-    }
+    words: dict[str, Any] = {"strength": strength, "tile": tile, "overlap": overlap, "batch": batch}
+    words |= {"difference": difference, "resample": resample, "modality": modality, "sens": sens}
+    words |= {"sens_maps": sens_maps, "fft": fft, "virtual_coils": virtual_coils, "orientations": orientations}
+    words |= {"adapt": adapt}
     params = resolve_params(bundle.config, words) | {"names": names}
     maps = None if sens_maps is None else Path(sens_maps).resolve()
     env = environment(device)

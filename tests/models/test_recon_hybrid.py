@@ -41,7 +41,8 @@ def test_a_perfect_network_is_trusted_and_a_wrong_one_is_not(seed):
     with torch.no_grad():
         trusted, distrusted = good(*inputs), bad(*inputs)
         assert float(trusted.states[0]) > 0.8
-        assert float(distrusted.states[0]) < 0.05
+        # A disc beside its place still covers a part of it.
+        assert float(distrusted.states[0]) < 0.15
 
         def error(x):
             return float((x - batch.target).norm() / batch.target.norm())
