@@ -139,6 +139,8 @@ def _surroundings(like: str | None, modality: list[str], units: str, model: Any)
         return {
             "task": task,
             "input": {"kind": "kspace", "modality": modality or ["MR"], "units": "1", "fft": fft},
+            # The scale that the weights were trained at.
+            "preprocess": getattr(model, "preprocess", []),
             "output": {"kind": "volume"},
         }
     if task == "mil":

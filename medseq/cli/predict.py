@@ -36,6 +36,9 @@ def predict(
         Literal["auto", "given", "espirit", "estimate"] | None,
         typer.Option("--sens", help="Raw data: where coil sensitivities come from; default auto."),
     ] = None,
+    sens_maps: Annotated[
+        Path | None, typer.Option("--sens-maps", help="Raw data: file of coil sensitivities, or a folder of them.")
+    ] = None,
     fft: Annotated[
         Literal["centre", "centred", "corner"] | None,
         typer.Option("--fft", help="Raw data: where the zero frequency stands."),
@@ -53,6 +56,9 @@ def predict(
     top: Annotated[int | None, typer.Option("--top", min=1, max=200, help="Slides: patches on the sheet.")] = None,
     mpp: Annotated[float | None, typer.Option("--mpp", help="Slides that do not say: microns per pixel.")] = None,
     encoder: Annotated[str | None, typer.Option("--encoder", help="Slides: patch encoder, a name or a file.")] = None,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Raw data: adapt the network to each slice by its own samples; slow.")
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Hash finished work again before it is trusted.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try items again that failed before.")] = False,
     new_run: Annotated[
@@ -89,6 +95,7 @@ def predict(
             difference=difference,
             resample=resample,
             sens=sens,
+            sens_maps=sens_maps,
             fft=fft,
             virtual_coils=virtual_coils,
             orientations=orientations,
@@ -96,6 +103,7 @@ def predict(
             top=top,
             mpp=mpp,
             encoder=encoder,
+            adapt=adapt,
             verify=verify,
             retry_failed=retry_failed,
             new_run=new_run,

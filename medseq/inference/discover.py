@@ -38,13 +38,16 @@ def input_root(source: Path) -> Path:
     return source if source.is_dir() else source.parent
 
 
-def discover(source: Path, inputs: str = "volume", fft: str | None = None) -> Iterator[Found]:
+def discover(
+    source: Path, inputs: str = "volume", fft: str | None = None, sens_maps: Path | None = None
+) -> Iterator[Found]:
     """Walk `source` (a folder or one file) and yield its items; DICOM last, since a series is known only at the end.
 
     Args:
         source: A folder or a file.
         inputs: What the bundle takes: ``volume`` (DICOM, NIfTI), ``kspace``, or ``bag`` and ``slide``, which are one.
         fft: Fourier convention of raw data, where the caller knows it better than the files.
+        sens_maps: Sensitivity maps for raw data, a file or a folder: not scans, should they lie in the input.
 
     Raises:
         InputError: The input does not exist.
@@ -60,7 +63,7 @@ def discover(source: Path, inputs: str = "volume", fft: str | None = None) -> It
         else:
             candidates.append(path)
     if inputs == "kspace":
-        yield from discover_kspace(root, candidates, fft)
+        yield from discover_kspace(root, candidates, fft, sens_maps)
     elif inputs in ("bag", "slide"):
         yield from discover_mil(root, candidates)
     elif candidates:

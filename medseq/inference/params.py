@@ -15,7 +15,7 @@ __all__ = ["WORDS", "resolve_params"]
 WORDS: dict[str, tuple[str, ...]] = {
     "restore": ("strength", "tile", "overlap", "batch", "difference", "resample", "modality"),
     "mil": ("attribution", "top", "mpp", "encoder"),
-    "recon": ("sens", "fft", "virtual_coils", "orientations"),
+    "recon": ("sens", "sens_maps", "fft", "virtual_coils", "orientations", "adapt"),
 }
 
 

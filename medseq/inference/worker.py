@@ -49,6 +49,7 @@ class ItemTask:
         units: The bundle's input units, for an input whose modality the caller gave.
         params: Parameters of the run; here `modality` (what the caller says the input is), `resample` (put unevenly
             spaced slices on an even grid), `fft` and `virtual_coils` (of raw data) count.
+        sens_maps: File or folder of sensitivity maps for raw data.
     """
 
     item_id: str
@@ -60,6 +61,7 @@ class ItemTask:
     identity: Identity
     units: Units
     params: Mapping[str, Any] = field(default_factory=dict)
+    sens_maps: Path | None = None
 
     @property
     def stage(self) -> Path:
@@ -135,7 +137,12 @@ def _raw_data(task: ItemTask, predictor: Predictor, should_stop: Callable[[], bo
     """Raw MR data in, an image out; the picture before is the zero-filled image."""
     params = task.params
     reader = open_kspace_item(
-        task.root, task.item_id, task.files, fft=params.get("fft"), virtual_coils=params.get("virtual_coils")
+        task.root,
+        task.item_id,
+        task.files,
+        fft=params.get("fft"),
+        virtual_coils=params.get("virtual_coils"),
+        sens_maps=task.sens_maps,
     )
     layout = Layout(task.item_id, task.names, task.kind, task.files[0], part=reader_label(reader))
     plane = reader.n // 2
