@@ -50,7 +50,9 @@ def predict(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try items again that failed before.")] = False,
     deidentify: Annotated[
         bool,
-        typer.Option("--deidentify", help="Work on a copy without identifiers, OUT/deidentified; see medseq deidentify."),
+        typer.Option(
+            "--deidentify", help="Work on a copy without identifiers, OUT/deidentified; see medseq deidentify."
+        ),
     ] = False,
     new_run: Annotated[
         bool, typer.Option("--new-run", help="Move what another model left in OUTPUT to OUTPUT/previous.")

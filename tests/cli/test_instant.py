@@ -5,7 +5,20 @@ import sys
 
 import pytest
 
-COMMANDS = ["predict", "check", "deidentify", "demo", "fit", "validate", "bundle", "convert", "zoo", "doctor", "data"]
+COMMANDS = [
+    "predict",
+    "check",
+    "deidentify",
+    "pacs",
+    "demo",
+    "fit",
+    "validate",
+    "bundle",
+    "convert",
+    "zoo",
+    "doctor",
+    "data",
+]
 
 # The limit is for a quiet machine; CPU time, unlike wall time, hardly grows when the cores are shared.
 CPU_SECONDS = 0.7
