@@ -1,7 +1,7 @@
 """`medseq pacs`: archives and scanners over DICOMweb and DIMSE."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -227,7 +227,7 @@ def route(
     rules = load_routes(routes)
     paths = [explain] if explain.is_file() else [path for path in explain.rglob("*") if path.is_file()]
     series, left = series_facts(paths)
-    answers = []
+    answers: list[dict[str, Any]] = []
     for facts in series:
         decision = rules.decide(facts.values, ours=facts.ours)
         values = {k: v for k, v in facts.values.items() if show_identifiers or k != "SeriesDescription"}

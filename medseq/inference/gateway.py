@@ -199,9 +199,7 @@ class Gateway:
         return [route for route in self.routes.routes if route in chosen]
 
     def _predict(self, job: Job, route: Route) -> Any:
-        predict = self.predict
-        if predict is None:
-            from medseq.inference.run import predict_folder as predict
+        predict = self.predict or _engine()
         words = {"device": self.device, **route.parameters}
         results = job.folder / "results" / route.name
         inputs = job.folder / "routed" / route.name
@@ -228,6 +226,13 @@ class Gateway:
                 raise RetryableError(
                     f"{len(missing)} results are not kept", where="storage commitment", found=missing[0][1]
                 )
+
+
+def _engine() -> Callable[..., Any]:
+    # Imports torch, which a gateway that waits does not need.
+    from medseq.inference.run import predict_folder
+
+    return predict_folder
 
 
 def _rename(path: Path, target: Path) -> None:

@@ -185,7 +185,7 @@ def push(
 
     batches = [paths[lo : lo + _BATCH] for lo in range(0, len(paths), _BATCH)]
     counted = TransferSummary()
-    work = [(f"{len(batch)} files", lambda batch=batch: send(batch)) for batch in batches]  # type: ignore[misc]
+    work = [(f"{len(batch)} files", lambda batch=batch: send(batch)) for batch in batches]
     _in_threads(work, parallel, counted, progress)
     summary.failures += counted.failures
     summary.done = sum(one.problem is None for one in answers) - summary.already

@@ -18,7 +18,7 @@ from medseq.io.dicom_types import PixelFormat
 from medseq.io.nifti import NiftiWriter, open_nifti
 from medseq.io.volume import SourceRef, VolumeHeader, slice_affines
 from tests.io.dciodvfy import errors
-from tests.io.synthetic import AXIAL, OBLIQUE, enhanced, save, set_pixels, stack
+from tests.io.synthetic import AXIAL, OBLIQUE, enhanced, save, set_pixels, stack, uid
 
 MADE = {
     "bundle_name": "mr-sr",
@@ -292,3 +292,37 @@ def test_what_dicom_cannot_hold_is_refused(tmp_path, rng):
     with pytest.raises(OutputError, match="needs the DICOM slices"):
         write(other, np.zeros(header.shape, "f4"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_multi_frame_pet_becomes_single_frames_with_slopes_of_their_own(tmp_path, rng):
+    images = stack(rng, slices=3, modality="PT")
+    for i, ds in enumerate(images):
+        ds.CountsSource, ds.SeriesType, ds.DecayCorrection = "EMISSION", ["STATIC", "IMAGE"], "START"
+        ds.NumberOfSlices = 3
+        ds.CorrectedImage, ds.CollimatorType, ds.RadiopharmaceuticalInformationSequence = ["ATTN", "DECY"], None, []
+        ds.FrameReferenceTime, ds.ImageIndex, ds.ActualFrameDuration, ds.DecayFactor = "1000", i + 1, "1000", "1"
+        ds.RescaleSlope, ds.Laterality = str(0.5 + i / 8), None
+    files = save(images, tmp_path / "single")
+    single = open_dicom(group_dicom(files)[0][0])
+    multi = highdicom.legacy.LegacyConvertedEnhancedPETImage(
+        [pydicom.dcmread(path) for path in files], uid(), 5, uid(), 1
+    )
+    source = opened([multi], tmp_path / "multi")
+    assert source.header.units == single.header.units == "Bq/ml"
+    np.testing.assert_array_equal(source.read(0, 3), single.read(0, 3))
+    for name, header, values in (
+        ("same", source.header, source.read(0, 3)),
+        ("fine", finer(source.header, 2), np.repeat(source.read(0, 3), 2, axis=0)),
+    ):
+        paths, writer = write(header, values, tmp_path / name)
+        assert writer.clipped == 0
+        back = open_dicom(group_dicom(paths)[0][0])
+        assert back.header.units == "Bq/ml"
+        # Half of the source's unit: the finest slope there is.
+        np.testing.assert_allclose(back.read(0, len(values)), values, atol=0.25 * (1 + 1e-5))
+        for path in paths:
+            assert errors(path) <= set().union(*(errors(file) for file in files))
+    del multi.SharedFunctionalGroupsSequence[0].UnassignedSharedConvertedAttributesSequence
+    bare = opened([multi], tmp_path / "bare")
+    with pytest.raises(OutputError, match="must say"):
+        write(bare.header, bare.read(0, 3), tmp_path / "none")
