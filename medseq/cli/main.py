@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from medseq import __version__
-from medseq.cli import bundle, check, convert, data, demo, doctor, fit, predict, validate, wsi, zoo
+from medseq.cli import bundle, check, convert, data, deidentify, demo, doctor, fit, pacs, predict, validate, wsi, zoo
 from medseq.cli.console import VERBOSE, say
 from medseq.errors import MedseqError
 
@@ -60,6 +60,8 @@ def _root(
 USE, MAKE, LOOK = "Use a model", "Make a model", "Look around"
 app.command("predict", rich_help_panel=USE)(predict.predict)
 app.command("check", rich_help_panel=USE)(check.check)
+app.command("deidentify", rich_help_panel=USE)(deidentify.deidentify)
+app.add_typer(pacs.app, name="pacs", rich_help_panel=USE)
 app.command("demo", rich_help_panel=USE)(demo.demo)
 # What stands after the task's name belongs to the training library.
 THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}

@@ -61,6 +61,12 @@ def predict(
     ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Hash finished work again before it is trusted.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try items again that failed before.")] = False,
+    deidentify: Annotated[
+        bool,
+        typer.Option(
+            "--deidentify", help="Work on a copy without identifiers, OUT/deidentified; see medseq deidentify."
+        ),
+    ] = False,
     new_run: Annotated[
         bool, typer.Option("--new-run", help="Move what another model left in OUTPUT to OUTPUT/previous.")
     ] = False,
@@ -80,6 +86,12 @@ def predict(
     """
     from medseq.inference.run import predict_folder
 
+    left_out = 0
+    if deidentify:
+        from medseq.inference.deidentify import deidentify_folder
+
+        cleaned = deidentify_folder(input, output / "deidentified")
+        left_out, input = cleaned.exit_code, output / "deidentified"
     with progress_bar("predict", quiet=quiet or as_json) as progress:
         summary = predict_folder(
             bundle,
@@ -125,4 +137,4 @@ def predict(
         say(words, quiet=quiet and summary.exit_code == 0)
         if summary.report_path:
             say(f"report: {summary.report_path}", quiet=quiet)
-    raise typer.Exit(summary.exit_code)
+    raise typer.Exit(summary.exit_code or left_out)

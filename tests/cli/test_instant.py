@@ -5,7 +5,21 @@ import sys
 
 import pytest
 
-COMMANDS = ["predict", "check", "demo", "fit", "validate", "bundle", "convert", "zoo", "doctor", "data", "wsi"]
+COMMANDS = [
+    "predict",
+    "check",
+    "deidentify",
+    "pacs",
+    "demo",
+    "fit",
+    "validate",
+    "bundle",
+    "convert",
+    "zoo",
+    "doctor",
+    "data",
+    "wsi",
+]
 
 # The limit is for a quiet machine; CPU time, unlike wall time, hardly grows when the cores are shared.
 CPU_SECONDS = 0.7
