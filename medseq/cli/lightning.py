@@ -12,7 +12,7 @@ from typing import Any
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import jsonargparse
-from pytorch_lightning import LightningModule, Trainer, seed_everything
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
 
 from medseq.errors import ManifestError
@@ -25,7 +25,7 @@ class TaskCLI(LightningCLI):
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Without the original's warning about `sys.argv`, which holds medseq's own words."""
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_object(args) if isinstance(args, dict) else parser.parse_args(args)
 
     @property
     def log_folder(self) -> Path | None:
@@ -39,12 +39,20 @@ class TaskCLI(LightningCLI):
 
     def again(self, folder: Path, seed: int) -> tuple[LightningModule, Trainer]:
         """A fresh task and trainer of the same configuration, whose checkpoints lie in `folder`; the data stay."""
-        seed_everything(seed, verbose=False)
-        config = self.config.clone()
-        del config["data"]
-        self.config_init = self.parser.instantiate_classes(config)
+        content = self.config.as_dict()
+        del content["data"]
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        return self.config_init["model"], self.instantiate_trainer(default_root_dir=str(folder), **quiet)
+        content["trainer"] |= {"default_root_dir": str(folder), **quiet}
+        content["seed_everything"] = seed
+        fresh = TaskCLI(
+            type(self.model),
+            None,
+            run=False,
+            args=content,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
+        )
+        return fresh.model, fresh.trainer
 
     def settings(self) -> dict[str, str]:
         """Digests of what decides the numbers of a run: to tell whether two runs are of one configuration."""

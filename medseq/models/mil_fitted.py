@@ -30,6 +30,7 @@ class FittedMIL(nn.Module):
         feature_dim: Width of the features.
         embedding_dim: Width of the model's pooled embedding.
         rank: Axes in which the spread of embeddings is kept.
+        standardise: Bring features to mean 0 and spread 1; False passes them as they are, as the papers' codes do.
         compress: Features pass ``sign(x) log(1 + |x|)`` first: for histogram counts and other long tails.
     """
 
@@ -42,11 +43,17 @@ class FittedMIL(nn.Module):
     distance_limit: Tensor
 
     def __init__(
-        self, net: nn.Module, feature_dim: int, embedding_dim: int, rank: int = 32, compress: bool = False
+        self,
+        net: nn.Module,
+        feature_dim: int,
+        embedding_dim: int,
+        rank: int = 32,
+        standardise: bool = True,
+        compress: bool = False,
     ) -> None:
         super().__init__()
         self.net, self.feature_dim, self.embedding_dim = net, feature_dim, embedding_dim
-        self.rank, self.compress = rank, compress
+        self.rank, self.standardise, self.compress = rank, standardise, compress
         self.register_buffer("feature_mean", torch.zeros(feature_dim))
         # 0 says: not fitted yet.
         self.register_buffer("feature_sd", torch.zeros(feature_dim))
@@ -75,7 +82,7 @@ class FittedMIL(nn.Module):
         """Features in units of their spread over the training patches; a feature that never varied is 0."""
         if self.compress:
             features = features.sign() * features.abs().log1p()
-        if not self.knows_features:
+        if not self.standardise or not self.knows_features:
             return features
         varies = self.feature_sd > 0
         scale = torch.where(varies, self.feature_sd, torch.ones_like(self.feature_sd))

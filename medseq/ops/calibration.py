@@ -25,8 +25,8 @@ def at_temperature(probability: Float[np.ndarray, "case class"], temperature: fl
 def fit_temperature(label: Int[np.ndarray, " case"], probability: Float[np.ndarray, "case class"]) -> float:
     """Temperature, 0.05 to 20, with the least negative log-likelihood: larger than 1 if the model is too sure.
 
-    Two imaginary cases a class, at even odds, keep the temperature finite where the validation cases happen to be
-    separated without a mistake.
+    One imaginary case of every class is added (Laplace's rule of succession), which keeps the model from being made
+    certain where a handful of validation cases happen to be separated without a mistake.
 
     Raises:
         InputError: No case.
@@ -41,8 +41,8 @@ def fit_temperature(label: Int[np.ndarray, " case"], probability: Float[np.ndarr
         raise InputError("no case to fit a temperature to")
     classes = probability.shape[1]
     smooth = np.eye(classes)[label]
-    # As many imaginary cases of every class as the prior has, spread over the real ones.
-    smooth = (len(label) * smooth + 2.0) / (len(label) + 2.0 * classes)
+    # The imaginary cases have no probability of their own: they are spread over the real ones.
+    smooth = (len(label) * smooth + 1.0) / (len(label) + classes)
 
     def loss(log_t: float) -> float:
         return float(-np.mean(smooth * np.log(at_temperature(probability, float(np.exp(log_t))).clip(1e-12))))

@@ -85,7 +85,8 @@ def expected_calibration_error(label: Labels, probability: Probabilities, bins: 
         Guo et al., On calibration of modern neural networks, arXiv:1706.04599, Eq. 3.
     """
     points = reliability(label, probability, bins)
-    return sum(n * abs(said - true) for said, true, n in points) / len(label) if points else float("nan")
+    total = float(sum(n * abs(said - true) for said, true, n in points))
+    return total / len(label) if points else float("nan")
 
 
 def concordance_index(
@@ -121,7 +122,7 @@ def concordance_index(
         tied = np.abs(gap) <= tied_tol
         score += np.count_nonzero((gap > 0) & ~tied) + 0.5 * np.count_nonzero(tied)
         pairs += len(gap)
-    return score / pairs if pairs else float("nan")
+    return float(score / pairs) if pairs else float("nan")
 
 
 def mean_by_case(case: Sequence[str], *values: np.ndarray) -> tuple[list[str], list[np.ndarray]]:

@@ -87,7 +87,7 @@ class MILTask(AveragedTask):
             self._weights = balanced_weights(data.train.labels)
         elif self.class_weight is not None:
             self._weights = torch.tensor(self.class_weight)
-        if isinstance(self.net, FittedMIL) and not self.net.knows_features:
+        if isinstance(self.net, FittedMIL) and self.net.standardise and not self.net.knows_features:
             self.net.fit_features(features for batch in each_bag(data.train) for features in batch.features)
             assert isinstance(self.ema, FittedMIL)
             self.ema.load_state_dict(self.net.state_dict())
@@ -137,10 +137,9 @@ class MILTask(AveragedTask):
         seen = Predictions.joined(self._seen).by_patient()
         point = operating_point(seen)
         checkpoint["output"] = point
-        checkpoint["validation"] = {
-            "patients": len(seen.patient),
-            **scores(seen.calibrated(point.get("temperature")), point.get("threshold")),
-        }
+        found = scores(seen.calibrated(point.get("temperature")), point.get("threshold"))
+        known = {name: value for name, value in found.items() if np.isfinite(value)}
+        checkpoint["validation"] = {"patients": len(seen.patient), **known}
         if isinstance(self.ema, FittedMIL):
             data = self.trainer.datamodule
             self.ema.fit_embeddings(self._embeddings(data.train), self._embeddings(data.val))

@@ -22,7 +22,7 @@ import torch
 
 from medseq.data.mil import BagDataset
 from medseq.errors import InputError
-from medseq.io.atomic import clear, fsync, publish, written
+from medseq.io.atomic import clear, discard, fsync, publish, written
 from medseq.io.case_predictions import CasePredictions, joined, read_predictions, write_predictions
 from medseq.io.folds import Fold
 from medseq.tasks.mil import MILDataModule, MILTask
@@ -76,6 +76,9 @@ def cross_validate(
             found.append(read_predictions(path))
             report(f"repeat {fold.repeat} fold {fold.fold}: kept")
             continue
+        with written("the folder of a fold"):
+            # What an interrupted attempt left: the fold begins anew.
+            discard(folder)
         made = _fold(build, data, cohort, fold, folder, seed + number)
         write_predictions(path, made)
         found.append(made)

@@ -22,7 +22,7 @@ from medseq.ops.case_scores import (
 from medseq.ops.survival import risk
 from medseq.tasks.mil_loss import Target, class_probabilities
 
-__all__ = ["Predictions", "operating_point", "scores"]
+__all__ = ["Predictions", "balanced_weights", "operating_point", "scores"]
 
 
 class Predictions(NamedTuple):
@@ -127,15 +127,15 @@ def operating_point(predictions: Predictions) -> dict[str, float]:
     return found
 
 
-def balanced_weights(label: np.ndarray, classes: int) -> Tensor:
+def balanced_weights(label: np.ndarray) -> Tensor:
     """``n / (K n_k)``: every class has the same total weight, and the mean weight of a case is 1.
 
     Raises:
         InputError: A class without a case.
     """
-    counts = np.bincount(np.asarray(label, int), minlength=classes)
-    if len(counts) > classes or not counts.all():
+    counts = np.bincount(np.asarray(label, int))
+    if not counts.all():
         raise InputError(
             "classes cannot be balanced", found=f"training cases a class: {counts.tolist()}", wanted="some of each"
         )
-    return torch.tensor(len(label) / (classes * counts), dtype=torch.float32)
+    return torch.tensor(len(label) / (len(counts) * counts), dtype=torch.float32)
