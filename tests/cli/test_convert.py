@@ -253,7 +253,7 @@ def test_a_converted_network_is_asked_at_the_scale_of_its_training(tmp_path):
     from medseq.inference.run import predict_folder
     from tests.io.kspace_synthetic import head_kspace
 
-    state = recon_state("recurrentvarnet_1_sense_noshare")
+    state = golden_state("recurrentvarnet_1_sense_noshare")
     torch.save({"model": state}, tmp_path / "their.pt")
     words = ["--config", "initializer_initialization=sense", "--config", "scale_percentile=0.995"]
     result = runner.invoke(app, ["convert", "direct", str(tmp_path / "their.pt"), str(tmp_path / "made"), *words])
@@ -279,7 +279,7 @@ def test_a_converted_network_is_asked_at_the_scale_of_its_training(tmp_path):
 
 
 def test_a_normalisation_that_is_not_linear_is_refused(tmp_path):
-    torch.save(recon_state("cirim_5_indrnn_rsscombine_2casc_8t"), tmp_path / "their.pt")
+    torch.save(golden_state("cirim_5_indrnn_rsscombine_2casc_8t"), tmp_path / "their.pt")
     words = ["--config", "normalization_type=minmax"]
     result = runner.invoke(app, ["convert", "atommic", str(tmp_path / "their.pt"), str(tmp_path / "out"), *words])
     assert result.exit_code == 2
