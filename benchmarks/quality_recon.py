@@ -1,6 +1,8 @@
 """Reconstruction quality of every method on the same undersampled scans of other heads, against BART.
 
-    python benchmarks/quality_recon.py [mri-recon] [--variants runs/recon_variants] [--quick]
+    python benchmarks/quality_recon.py [mri-recon] [--variants runs/recon_variants] [--quick] [--only NAME …]
+
+--only runs some methods and puts their rows into the results that are there: the scans are the same every time.
 
 All methods get the same samples and the same ESPIRiT maps. The regularised ones may choose their weight from a list by
 the score on the test cases themselves, which favours them. NRMSE is the smallest over one complex factor, inside the
@@ -21,17 +23,20 @@ from bart_runner import bart_timed, from_bart, pics_sign, to_bart
 from recon_cases import CONDITIONS, Case, head_scans, phantom_scan, picture, undersample
 
 from medseq.inference.bundle import load_bundle
-from medseq.inference.evaluate import Table, dump
+from medseq.inference.evaluate import Table, dump, restored
+from medseq.inference.recon_adapt import adapt_network
 from medseq.inference.recon_slice import Prepared, reconstruct_slice
-from medseq.models.recon_classical import CGSense, L1Wavelet, ZeroFilled
+from medseq.models.recon_classical import GRAPPA, POCS, CGSense, L1Wavelet, TotalVariation, ZeroFilled
 from medseq.models.recon_modl import OrientationAverage
-from medseq.ops.coils import sens_expand
+from medseq.ops.coils import sens_expand, sens_reduce
 from medseq.ops.kspace_noise import kspace_noise_sd
 from medseq.ops.recon_quality import data_residual, fastmri_scores, scaled_nrmse
 
 Method = Callable[[Case], tuple[np.ndarray, float]]
 PICS_WEIGHTS = (0.001, 0.002, 0.005, 0.01, 0.02)
 WAVELET_WEIGHTS = (0.001, 0.002, 0.005, 0.01, 0.02)
+SIGPY_WEIGHTS = (0.001, 0.003, 0.01)
+GRAPPA_WEIGHTS = (1e-4, 1e-3, 1e-2)
 
 
 def network(net: torch.nn.Module) -> Method:
@@ -53,6 +58,39 @@ def pics(weight: float) -> Method:
         data = [to_bart(x[0].numpy()) for x in (case.masked, case.maps)]
         outputs, seconds = bart_timed(f"pics -S -i 100 -R W:6:0:{weight}", *data)
         return from_bart(outputs[0]) * pics_sign(*case.reference.shape), seconds
+
+    return run
+
+
+def sigpy_wavelet(weight: float) -> Method:
+    """L1-wavelet reconstruction by sigpy, 50 iterations, of data whose zero-filled image has the maximum 1."""
+
+    def run(case: Case) -> tuple[np.ndarray, float]:
+        import sigpy.mri.app
+
+        start = time.process_time()
+        peak = float(sens_reduce(case.masked, case.maps).abs().max())
+        app = sigpy.mri.app.L1WaveletRecon(
+            case.masked[0].numpy() / peak,
+            case.maps[0].numpy(),
+            weight,
+            weights=case.mask[0].expand_as(case.masked[0]).numpy().astype(np.float32),
+            max_iter=50,
+            show_pbar=False,
+        )
+        return app.run() * peak, time.process_time() - start
+
+    return run
+
+
+def adapted(net: torch.nn.Module) -> Method:
+    """The shipped model, adapted to each scan by its own samples first."""
+
+    def run(case: Case) -> tuple[np.ndarray, float]:
+        start = time.process_time()
+        part = Prepared(case.masked, case.mask, case.maps, kspace_noise_sd(case.masked, case.mask))
+        image = reconstruct_slice(adapt_network(net, part)[0], part).image
+        return image, time.process_time() - start
 
     return run
 
@@ -128,6 +166,8 @@ def main() -> int:
     parser.add_argument("bundle", nargs="?", default="mri-recon", help="zoo name or path")
     parser.add_argument("--variants", type=Path, default=Path("runs/recon_variants"))
     parser.add_argument("--quick", action="store_true", help="two scans, the shipped model and BART; no file written")
+    parser.add_argument("--only", nargs="+", default=[], help="methods to run again, into the results that are there")
+    parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS), help="with --only")
     parser.add_argument("--picture", type=Path, help="write a PNG of the 8x Poisson results")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quality_recon"))
     arguments = parser.parse_args()
@@ -137,6 +177,10 @@ def main() -> int:
     methods: dict[str, list[Method]] = {
         "zero-filled": [network(ZeroFilled())],
         "CG-SENSE": [network(CGSense())],
+        "GRAPPA, best weight": [network(GRAPPA(regularisation=x, image="complex")) for x in GRAPPA_WEIGHTS],
+        "POCS": [network(POCS())],
+        "TV, best weight": [network(TotalVariation(weight)) for weight in WAVELET_WEIGHTS],
+        "L1-wavelet by sigpy, best weight": [sigpy_wavelet(weight) for weight in SIGPY_WEIGHTS],
         "L1-wavelet, best weight": [network(L1Wavelet(weight)) for weight in WAVELET_WEIGHTS],
         "bart pics, best weight": [pics(weight) for weight in PICS_WEIGHTS],
     }
@@ -148,12 +192,23 @@ def main() -> int:
     methods["mri-recon, network, one view"] = [network(net.net)]
     methods["mri-recon, network, 8 views"] = [network(OrientationAverage(net.net, 8).eval())]
     methods["mri-recon"] = [network(net)]
+    methods["mri-recon, adapted"] = [adapted(net)]
+    if arguments.only:
+        methods = {name: methods[name] for name in arguments.only}
+    else:
+        # Minutes for every scan: only where it is asked for.
+        methods.pop("mri-recon, adapted")
+    earlier = restored(json.loads(arguments.out.with_suffix(".json").read_text())) if arguments.only else {}
     scans = [*head_scans(not arguments.quick)[: 2 if arguments.quick else None], phantom_scan()]
     tables = []
     for condition in CONDITIONS:
-        heads, phantom = Table(f"Other heads, {condition}"), Table(f"Analytic phantom, {condition}")
+        heads, phantom = (
+            earlier.get(title, Table(title)).without(arguments.only if condition in arguments.conditions else ())
+            for title in (f"Other heads, {condition}", f"Analytic phantom, {condition}")
+        )
         images: dict[str, list[np.ndarray]] = {}
-        cases = [undersample(scan, condition) for scan in scans]
+        again = condition in arguments.conditions
+        cases = [undersample(scan, condition) for scan in scans] if again else []
         for case in cases:
             table = phantom if case.scan.patient == "phantom" else heads
             rows_of(methods, case, table, images)
@@ -172,6 +227,8 @@ def main() -> int:
             "torch": torch.__version__,
             "failures": failures,
         }
+        if arguments.only:
+            about["rows run again or added"] = arguments.only
         arguments.out.with_suffix(".json").write_text(dump(tables, about))
         head = "# Reconstruction\n\nSimulated scans of other heads; made by `python benchmarks/quality_recon.py`.\n\n"
         parts = [table.markdown(against="bart pics, best weight") for table in tables]

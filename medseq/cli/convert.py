@@ -12,13 +12,15 @@ __all__ = ["convert"]
 
 
 def convert(
+    ctx: typer.Context,
     source: Annotated[str, typer.Argument(help="Whose checkpoint it is, e.g. restore-rwkv; auto: by its keys.")],
     ckpt: Annotated[
         Path, typer.Argument(help="Their checkpoint: .pt, .pth, .ckpt, .safetensors or .atommic; no code in it is run.")
     ],
     out: Annotated[Path, typer.Argument(help="Folder of the new bundle.")],
     config: Annotated[
-        list[str] | None, typer.Option("--config", metavar="K=V", help="An argument of their constructor; repeatable.")
+        list[str] | None,
+        typer.Option("--config", metavar="K=V …", help="Arguments of their constructor: --config type=SRMamba rate=5."),
     ] = None,
     like: Annotated[
         str | None,
@@ -48,7 +50,7 @@ def convert(
     from medseq.inference.bundle import save_bundle
     from medseq.inference.reference_archive import is_archive, read_archive, without_training
 
-    arguments = dict(_key_value(text) for text in config or [])
+    arguments = dict(_key_value(text) for text in [*(config or []), *ctx.args])
     if source not in (*reference.sources(), "auto"):
         raise InputError("unknown reference implementation", found=source, wanted=", ".join(reference.sources()))
     if is_archive(ckpt) and ckpt.is_file():
@@ -137,7 +139,16 @@ def _surroundings(like: str | None, modality: list[str], units: str, model: Any)
         return {
             "task": task,
             "input": {"kind": "kspace", "modality": modality or ["MR"], "units": "1", "fft": fft},
+            # The scale that the weights were trained at.
+            "preprocess": getattr(model, "preprocess", []),
             "output": {"kind": "volume"},
+        }
+    if task == "mil":
+        classes = [f"class {number}" for number in range(model.classifier.out_features)]
+        return {
+            "task": task,
+            "input": {"kind": "bag", "feature_dim": model.in_dim},
+            "output": {"kind": "scores", "classes": classes},
         }
     image = {"kind": "volume", "modality": modality, "units": units, "channels": getattr(model, "in_channels", 1)}
     return {"task": task, "input": image, "output": {"kind": "volume", "units": units}}

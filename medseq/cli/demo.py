@@ -1,5 +1,7 @@
 """`medseq demo`: real images, degraded by simulation, restored by the shipped models, and judged against a claim.
 
+A slide is scored as well (`medseq.cli.demo_wsi`).
+
 Leaves FOLDER/{input,truth,out}. The images come inside Python packages; none of them is in the training data of a
 shipped model (tests/cli/test_demo.py compares hashes).
 """
@@ -15,6 +17,7 @@ import typer
 
 from medseq.cli.console import AsJson, Quiet, Verbose, print_json, progress_bar, say
 from medseq.cli.demo_recon import ACCELERATION, SOURCE, run_recon
+from medseq.cli.demo_wsi import WSIResult, demo_wsi
 from medseq.cli.share import package_file
 from medseq.errors import InputError, OutputError
 
@@ -96,6 +99,10 @@ class Result:
         """Whether the claim holds."""
         return self.gain_db >= self.claimed_gain_db
 
+    def verdict(self) -> dict[str, Any]:
+        """What follows from the numbers."""
+        return {"gain_db": self.gain_db, "met": self.met}
+
     def line(self) -> str:
         """One line for people."""
         verdict = "met" if self.met else "NOT MET"
@@ -113,15 +120,15 @@ def demo(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Denoise a CT and an MR image, reconstruct an MR scan, and check the claimed gains. About a minute."""
+    """Denoise a CT and an MR image, reconstruct an MR scan, score a slide, and check the claims. About a minute."""
     started = time.perf_counter()
     _fresh(folder)
-    results = []
-    for run in (_demo_ct, _demo_mr, _demo_mri):
+    results: list[Result | WSIResult] = []
+    for run in (_demo_ct, _demo_mr, _demo_mri, _demo_wsi):
         results.append(run(folder, quiet or as_json))
         say(results[-1].line(), quiet=as_json)
     if as_json:
-        print_json([{**asdict(result), "gain_db": result.gain_db, "met": result.met} for result in results])
+        print_json([{**asdict(result), **result.verdict()} for result in results])
     say(f"Simulated degradations, research use only. {time.perf_counter() - started:.0f} s", quiet=quiet or as_json)
     if not all(result.met for result in results):
         raise typer.Exit(3)
@@ -201,6 +208,10 @@ def _demo_mri(folder: Path, quiet: bool) -> Result:
     top = float(target.max())
     degradation = f"simulated 8-coil scan, {ACCELERATION}-fold undersampled at random points; before = zero-filled"
     return _judge(MRI, SOURCE[2], degradation, before, after, target, top, "range 0..maximum", report)
+
+
+def _demo_wsi(folder: Path, quiet: bool) -> WSIResult:
+    return demo_wsi(folder, SEED, quiet=quiet)
 
 
 def _predict(claim: Claim, folder: Path, name: str, quiet: bool) -> tuple[str, dict[str, list[Path]]]:

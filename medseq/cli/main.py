@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from medseq import __version__
-from medseq.cli import bundle, check, convert, data, demo, doctor, fit, predict, validate, zoo
+from medseq.cli import bundle, check, convert, data, deidentify, demo, doctor, fit, pacs, predict, validate, wsi, zoo
 from medseq.cli.console import VERBOSE, say
 from medseq.errors import MedseqError
 
@@ -60,15 +60,19 @@ def _root(
 USE, MAKE, LOOK = "Use a model", "Make a model", "Look around"
 app.command("predict", rich_help_panel=USE)(predict.predict)
 app.command("check", rich_help_panel=USE)(check.check)
+app.command("deidentify", rich_help_panel=USE)(deidentify.deidentify)
+app.add_typer(pacs.app, name="pacs", rich_help_panel=USE)
 app.command("demo", rich_help_panel=USE)(demo.demo)
 # What stands after the task's name belongs to the training library.
 THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command("fit", rich_help_panel=MAKE, context_settings=THROUGH)(fit.fit)
 app.command("validate", rich_help_panel=MAKE, context_settings=THROUGH)(validate.validate)
 app.command("bundle", rich_help_panel=MAKE)(bundle.bundle)
-app.command("convert", rich_help_panel=MAKE)(convert.convert)
+# More pairs may follow the one of --config.
+app.command("convert", rich_help_panel=MAKE, context_settings={"allow_extra_args": True})(convert.convert)
 app.command("zoo", rich_help_panel=LOOK)(zoo.zoo)
 app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
+app.add_typer(wsi.app, name="wsi", rich_help_panel=USE)
 app.add_typer(data.app, name="data", rich_help_panel=LOOK)
 
 

@@ -12,7 +12,7 @@ __all__ = ["predict"]
 
 def predict(
     bundle: Annotated[str, typer.Argument(help="Name of a shipped model (medseq zoo), or path of a bundle.")],
-    input: Annotated[Path, typer.Argument(help="File or folder: DICOM, NIfTI, or raw MR data.")],
+    input: Annotated[Path, typer.Argument(help="File or folder: DICOM, NIfTI, raw MR data, features, slides.")],
     output: Annotated[Path, typer.Argument(help="Folder for results, ledger and report; run again to resume.")],
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")] = "cpu",
     names: Annotated[
@@ -36,6 +36,9 @@ def predict(
         Literal["auto", "given", "espirit", "estimate"] | None,
         typer.Option("--sens", help="Raw data: where coil sensitivities come from; default auto."),
     ] = None,
+    sens_maps: Annotated[
+        Path | None, typer.Option("--sens-maps", help="Raw data: file of coil sensitivities, or a folder of them.")
+    ] = None,
     fft: Annotated[
         Literal["centre", "centred", "corner"] | None,
         typer.Option("--fft", help="Raw data: where the zero frequency stands."),
@@ -46,8 +49,24 @@ def predict(
     orientations: Annotated[
         int | None, typer.Option("--orientations", min=1, max=8, help="Raw data: views averaged; 1 is fastest.")
     ] = None,
+    attribution: Annotated[
+        Literal["attention", "gradient", "occlusion"] | None,
+        typer.Option("--attribution", help="Slides: what heat maps show; default attention."),
+    ] = None,
+    top: Annotated[int | None, typer.Option("--top", min=1, max=200, help="Slides: patches on the sheet.")] = None,
+    mpp: Annotated[float | None, typer.Option("--mpp", help="Slides that do not say: microns per pixel.")] = None,
+    encoder: Annotated[str | None, typer.Option("--encoder", help="Slides: patch encoder, a name or a file.")] = None,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Raw data: adapt the network to each slice by its own samples; slow.")
+    ] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Hash finished work again before it is trusted.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try items again that failed before.")] = False,
+    deidentify: Annotated[
+        bool,
+        typer.Option(
+            "--deidentify", help="Work on a copy without identifiers, OUT/deidentified; see medseq deidentify."
+        ),
+    ] = False,
     new_run: Annotated[
         bool, typer.Option("--new-run", help="Move what another model left in OUTPUT to OUTPUT/previous.")
     ] = False,
@@ -67,6 +86,12 @@ def predict(
     """
     from medseq.inference.run import predict_folder
 
+    left_out = 0
+    if deidentify:
+        from medseq.inference.deidentify import deidentify_folder
+
+        cleaned = deidentify_folder(input, output / "deidentified")
+        left_out, input = cleaned.exit_code, output / "deidentified"
     with progress_bar("predict", quiet=quiet or as_json) as progress:
         summary = predict_folder(
             bundle,
@@ -82,9 +107,15 @@ def predict(
             difference=difference,
             resample=resample,
             sens=sens,
+            sens_maps=sens_maps,
             fft=fft,
             virtual_coils=virtual_coils,
             orientations=orientations,
+            attribution=attribution,
+            top=top,
+            mpp=mpp,
+            encoder=encoder,
+            adapt=adapt,
             verify=verify,
             retry_failed=retry_failed,
             new_run=new_run,
@@ -106,4 +137,4 @@ def predict(
         say(words, quiet=quiet and summary.exit_code == 0)
         if summary.report_path:
             say(f"report: {summary.report_path}", quiet=quiet)
-    raise typer.Exit(summary.exit_code)
+    raise typer.Exit(summary.exit_code or left_out)

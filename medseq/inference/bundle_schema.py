@@ -93,12 +93,17 @@ class InferenceSpec(_Strict):
 
 
 class OutputSpec(_Strict):
-    """What the model returns."""
+    """What the model returns.
+
+    Of scores: `target` says what the logits are; `classes` names the classes, or the time bins of survival;
+    `temperature` divides the logits, and `threshold` is where the probability of the second of two classes calls it.
+    """
 
     kind: Literal["volume", "kspace", "scores"] = "volume"
     units: UnitName | None = None
+    target: Literal["class", "ordinal", "survival"] = "class"
     classes: list[str] = []
-    threshold: float | None = None
+    threshold: float | None = Field(None, ge=0, le=1)
     temperature: float | None = Field(None, gt=0)
 
 

@@ -1,4 +1,4 @@
-"""From an input folder to items: images or raw MR data, what is no input, what is broken. No pixels, no torch.
+"""From an input folder to items: images, raw MR data, slides; what is no input, what is broken. No pixels, no torch.
 
 Every file below the root ends in exactly one item, so that a run can account for all of them. Links are not followed:
 one that leaves the root would read what was never given, one that stays inside would read a file twice.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from medseq.errors import BackendError, InputError
 from medseq.inference.discover_kspace import discover_kspace
+from medseq.inference.discover_mil import discover_mil
 from medseq.inference.found import Found, Refusal, broken_item, file_rows, item_id, refused_item, relative
 from medseq.io.privacy import label
 from medseq.io.source import source_warnings
@@ -37,13 +38,16 @@ def input_root(source: Path) -> Path:
     return source if source.is_dir() else source.parent
 
 
-def discover(source: Path, inputs: str = "volume", fft: str | None = None) -> Iterator[Found]:
+def discover(
+    source: Path, inputs: str = "volume", fft: str | None = None, sens_maps: Path | None = None
+) -> Iterator[Found]:
     """Walk `source` (a folder or one file) and yield its items; DICOM last, since a series is known only at the end.
 
     Args:
         source: A folder or a file.
-        inputs: What the bundle takes: ``volume`` (DICOM, NIfTI) or ``kspace``.
+        inputs: What the bundle takes: ``volume`` (DICOM, NIfTI), ``kspace``, or ``bag`` and ``slide``, which are one.
         fft: Fourier convention of raw data, where the caller knows it better than the files.
+        sens_maps: Sensitivity maps for raw data, a file or a folder: not scans, should they lie in the input.
 
     Raises:
         InputError: The input does not exist.
@@ -59,7 +63,9 @@ def discover(source: Path, inputs: str = "volume", fft: str | None = None) -> It
         else:
             candidates.append(path)
     if inputs == "kspace":
-        yield from discover_kspace(root, candidates, fft)
+        yield from discover_kspace(root, candidates, fft, sens_maps)
+    elif inputs in ("bag", "slide"):
+        yield from discover_mil(root, candidates)
     elif candidates:
         yield from _dicom(root, candidates)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from medseq.errors import InputError, MedseqError
 from medseq.inference.found import Found, broken_item, file_rows, item_id, refused_item, relative
+from medseq.inference.recon_maps import maps_files, maps_of
 from medseq.io.privacy import label
 
 if TYPE_CHECKING:
@@ -18,17 +19,24 @@ if TYPE_CHECKING:
 __all__ = ["discover_kspace", "open_kspace_item", "reader_label"]
 
 
-def discover_kspace(root: Path, paths: Sequence[Path], fft: str | None) -> Iterator[Found]:
+def discover_kspace(
+    root: Path, paths: Sequence[Path], fft: str | None, sens_maps: Path | None = None
+) -> Iterator[Found]:
     """Items of raw data among `paths`, and what the other files are.
 
     Args:
         root: See `medseq.inference.discover.input_root`.
         paths: Regular files below it.
         fft: Fourier convention that the caller asks for, or None.
+        sens_maps: File or folder of sensitivity maps, or None.
     """
     from medseq.io.kspace_open import kspace_companions, kspace_files, open_kspace_items
 
     main: list[Path] = []
+    maps = set() if sens_maps is None else {path.resolve() for path in maps_files(sens_maps)}
+    for path in [path for path in paths if path in maps]:
+        yield refused_item(root, path, "skipped", "sens-maps", "sensitivity maps for other files, as the caller said")
+    paths = [path for path in paths if path not in maps]
     for path in paths:
         try:
             main += kspace_files([path])
@@ -54,7 +62,13 @@ def discover_kspace(root: Path, paths: Sequence[Path], fft: str | None) -> Itera
 
 
 def open_kspace_item(
-    root: Path, wanted: str, relpaths: Sequence[str], *, fft: str | None = None, virtual_coils: int | None = None
+    root: Path,
+    wanted: str,
+    relpaths: Sequence[str],
+    *,
+    fft: str | None = None,
+    virtual_coils: int | None = None,
+    sens_maps: Path | None = None,
 ) -> "KSpaceReader":
     """Open a discovered item again, in any process.
 
@@ -64,15 +78,18 @@ def open_kspace_item(
         relpaths: Its files, the raw data first.
         fft: See `discover_kspace`.
         virtual_coils: Compress to at most this many coils.
+        sens_maps: File or folder of sensitivity maps to use instead of its own.
 
     Raises:
         FormatError: The file cannot be read.
-        InputError: It no longer holds what was discovered.
+        ShapeError: The maps do not fit.
+        InputError: It no longer holds what was discovered; there are no maps for it.
     """
     from medseq.io.kspace_open import open_kspace_items
 
     path = root / relpaths[0]
-    for number, reader in enumerate(open_kspace_items(path, fft=fft, virtual_coils=virtual_coils)):
+    sens = None if sens_maps is None else maps_of(sens_maps, path)
+    for number, reader in enumerate(open_kspace_items(path, fft=fft, sens=sens, virtual_coils=virtual_coils)):
         if _id(root, path, number) == wanted:
             return reader
     raise InputError("the files changed since they were found", remedy="run again when nothing writes to the input")

@@ -15,7 +15,7 @@ import numpy as np
 
 from medseq.errors import InputError
 
-__all__ = ["Difference", "Score", "Summary", "Table"]
+__all__ = ["Difference", "Score", "Summary", "Table", "dump", "restored"]
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,11 @@ class Table:
             writer.writerow([s.method, s.case, s.patient, *(s.values.get(metric, "") for metric in self.metrics)])
         return out.getvalue()
 
+    def without(self, methods: Iterable[str]) -> "Table":
+        """The same table, some methods left out."""
+        left = set(methods)
+        return Table(self.title, self.note, [score for score in self.scores if score.method not in left])
+
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
         return {
@@ -203,6 +208,19 @@ def dump(tables: Sequence[Table], about: Mapping[str, Any]) -> str:
 
     content = {**about, "tables": [table.as_dict() for table in tables]}
     return json.dumps(clean(content), indent=1, allow_nan=False) + "\n"
+
+
+def restored(content: Mapping[str, Any]) -> dict[str, Table]:
+    """Title -> table, from what `dump` wrote; null is nan again."""
+    tables = {}
+    for entry in content["tables"]:
+        table = Table(entry["title"], entry["note"])
+        for score in entry["scores"]:
+            values = {key: value for key, value in score.items() if key not in ("method", "case", "patient")}
+            values = {key: float("nan") if value is None else value for key, value in values.items()}
+            table.add(score["method"], score["case"], score["patient"], values)
+        tables[table.title] = table
+    return tables
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from medseq.io.privacy import label
 __all__ = ["Found", "Refusal", "broken_item", "file_rows", "item_id", "refused_item", "relative"]
 
 Refusal = Literal["failed", "skipped"]
-Kind = Literal["dicom", "nifti", "kspace", "other"]
+Kind = Literal["dicom", "nifti", "kspace", "bag", "slide", "other"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Found:
 
     Attributes:
         item_id: 16 hexadecimal digits, the same in every run over the same input.
-        kind: ``dicom``, ``nifti``, ``kspace`` or ``other``.
+        kind: ``dicom``, ``nifti``, ``kspace``, ``bag``, ``slide`` or ``other``.
         label: Opaque name for messages.
         files: Files by path below the root.
         state: ``queued`` (an image), ``failed`` (a broken image) or ``skipped`` (no image).

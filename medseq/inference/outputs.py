@@ -45,8 +45,8 @@ class Layout:
     Attributes:
         item_id: The item.
         names: ``id`` or ``source``.
-        kind: ``dicom``, ``nifti`` or ``kspace``: results are of the kind of their input, those of raw data NIfTI and
-            HDF5.
+        kind: ``dicom``, ``nifti`` or ``kspace``: results are of the kind of their input, those of raw data NIfTI,
+            HDF5 and, where the header says enough, DICOM.
         first: Relative path of its first input file.
         resampled: Its grid is no longer the source's, so that DICOM becomes NIfTI.
         part: Which acquisition of its file it is; empty for the only one.
@@ -77,6 +77,12 @@ class Layout:
         suffix = ".nii.gz" if source.name.lower().endswith(".nii.gz") else ".nii"
         stem = source.name[: -len(suffix)]
         return source.with_name(f"{stem}{suffix}" if role == "result" else f"{stem}_{role}{suffix}")
+
+    @property
+    def series(self) -> PurePosixPath:
+        """Folder of the DICOM series that raw data became."""
+        folder = PurePosixPath() if self.names == "id" else PurePosixPath(self.first).parent
+        return folder / self.item_id / "result"
 
     def file(self, role: Role, suffix: str) -> PurePosixPath:
         """A file that is no volume of the kind of the input."""
@@ -130,6 +136,23 @@ class ItemSink:
             return writer
         self._result = _TappedWriter(writer, self._plane)
         return self._result
+
+    def series(self, label: str) -> VolumeWriter:
+        """A writer for raw data as DICOM; see `medseq.inference.predictor.Sink`."""
+        from medseq.io.dicom_raw import RawDicomWriter
+
+        path, ids = self._stage / self._layout.series, self._identity
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return RawDicomWriter(
+            path,
+            item=label,
+            scan=self._layout.item_id,
+            bundle_name=ids.bundle_name,
+            bundle_hash=ids.bundle_hash,
+            params_hash=ids.params_hash,
+            version=ids.version,
+            created_utc=ids.created_utc,
+        )
 
     @property
     def plane(self) -> np.ndarray | None:

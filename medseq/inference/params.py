@@ -5,6 +5,7 @@ from typing import Any
 
 from medseq.errors import BundleError, InputError
 from medseq.inference.bundle_schema import BundleConfig
+from medseq.inference.mil_params import MILParams
 from medseq.inference.recon_params import ReconParams
 from medseq.inference.restore_params import RestoreParams
 
@@ -13,7 +14,8 @@ __all__ = ["WORDS", "resolve_params"]
 # Task -> the words of `predict_folder` that it understands, beside those about folders and runs.
 WORDS: dict[str, tuple[str, ...]] = {
     "restore": ("strength", "tile", "overlap", "batch", "difference", "resample", "modality"),
-    "recon": ("sens", "fft", "virtual_coils", "orientations"),
+    "mil": ("attribution", "top", "mpp", "encoder"),
+    "recon": ("sens", "sens_maps", "fft", "virtual_coils", "orientations", "adapt"),
 }
 
 
@@ -42,5 +44,7 @@ def resolve_params(config: BundleConfig, words: Mapping[str, Any]) -> dict[str, 
     given = {word: value for word, value in words.items() if word in known and value is not None}
     if config.task == "recon":
         return ReconParams.resolve(config, **given).as_dict()
+    if config.task == "mil":
+        return MILParams.resolve(config, **given).as_dict()
     apart = {word: given.pop(word, default) for word, default in (("resample", False), ("modality", None))}
     return RestoreParams.resolve(config, **given).as_dict() | apart

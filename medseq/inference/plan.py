@@ -16,6 +16,9 @@ __all__ = ["register", "requeue", "require_something"]
 
 _WANTED = {
     "volume": "DICOM images or NIfTI (.nii, .nii.gz)",
+    **dict.fromkeys(
+        ("bag", "slide"), "features (.h5, .pt, .npz, .npy, .zarr, .csv) or slides (SVS, NDPI, MRXS, SCN, DICOM, TIFF)"
+    ),
     "kspace": "raw MR data (fastMRI or Calgary-Campinas HDF5, ISMRMRD, BART .cfl, .npy, .npz)",
 }
 

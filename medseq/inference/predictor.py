@@ -57,6 +57,10 @@ class Sink(Protocol):
         """A `medseq.io.volume.VolumeWriter` for this role."""
         ...
 
+    def series(self, label: str) -> Any:
+        """A `VolumeWriter` for the result of raw data as DICOM; `label` tells items of one file apart."""
+        ...
+
     def file(self, role: Role, suffix: str) -> Path:
         """Where to write a file of this role that is no volume."""
         ...

@@ -1,26 +1,31 @@
 """Reconstruction of raw MR data, slice by slice: from k-space files to images, whatever the acquisition.
 
-Memory is bounded by one slice. Results are magnitude images as NIfTI (with geometry where the file has it) and, as the
-original toolkits write them, as HDF5; the complex images are in the HDF5 file too. How well every slice agrees with its
-measured data is reported and flagged: an image that contradicts them shows something that is not there.
+Memory is bounded by one slice. Results are magnitude images as NIfTI (with geometry where the file has it), as HDF5 in
+the form of the original toolkits, complex images included, and as a DICOM series where the header says enough. How
+well every slice agrees with its measured data is reported and flagged: an image that contradicts them shows something
+that is not there.
 """
 
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
 
-from medseq.errors import InputError, MedseqError
+from medseq.data.recon_scale import KSpaceScale
+from medseq.errors import BundleError, InputError, MedseqError
 from medseq.inference.bundle import Bundle
 from medseq.inference.device import require_device
 from medseq.inference.predictor import Estimate, Flag, Output, Prediction, Sink, Stopped
+from medseq.inference.recon_adapt import adapt_network
 from medseq.inference.recon_params import METRICS, ReconParams, SensMethod
 from medseq.inference.recon_slice import SliceResult, prepare_slice, reconstruct_slice
 from medseq.io.kspace import KSpaceReader, KSpaceSlice
 from medseq.io.kspace_fft import centred
-from medseq.io.kspace_write import ReconstructionWriter, centre_crop, recon_header
+from medseq.io.kspace_write import ReconstructionWriter, centre_crop, dicom_lacks, recon_header
+from medseq.io.volume import VolumeWriter
 from medseq.models.recon_hybrid import Hybrid
 from medseq.models.recon_modl import MoDL, OrientationAverage
 
@@ -51,6 +56,7 @@ class ReconPredictor:
         fft: Used where files are opened.
         virtual_coils: Same.
         orientations: Of the eight orientations of the networks, how many are averaged.
+        adapt: Adapt the network to every slice first.
 
     Raises:
         BundleError: The bundle is for something else.
@@ -68,11 +74,13 @@ class ReconPredictor:
         fft: str | None = None,
         virtual_coils: int | None = None,
         orientations: int | None = None,
+        adapt: bool = False,
     ) -> None:
         self._params = ReconParams.resolve(
-            bundle.config, sens=sens, fft=fft, virtual_coils=virtual_coils, orientations=orientations
+            bundle.config, sens=sens, fft=fft, virtual_coils=virtual_coils, orientations=orientations, adapt=adapt
         )
         self._config, self._device = bundle.config, require_device(device)
+        self._scaling = _scaling(bundle)
         model = bundle.build_model(self._device)
         if isinstance(model, MoDL):
             model = OrientationAverage(model).eval()
@@ -110,9 +118,14 @@ class ReconPredictor:
             undo.callback(images.abort)
             stored = ReconstructionWriter(sink.file("result", ".h5"), attributes=self._attributes)
             undo.callback(stored.abort)
+            writers: list[VolumeWriter] = [images]
+            lacks = dicom_lacks(reader)
+            if not lacks:
+                writers.append(sink.series(str(getattr(reader, "label", ""))))
+                undo.callback(writers[-1].abort)
             header = recon_header(reader)
-            images.begin(header)
-            stored.begin(header)
+            for writer in (*writers, stored):
+                writer.begin(header)
             for number in range(reader.n):
                 if should_stop():
                     raise Stopped
@@ -121,7 +134,8 @@ class ReconPredictor:
                 estimated += result.maps_from == "estimate"
                 totals += [result.metrics] if result.metrics else []
                 image = centre_crop(result.image, reader.recon_shape)
-                images.write(number, np.abs(image)[None])
+                for writer in writers:
+                    writer.write(number, np.abs(image)[None])
                 stored.write(number, image[None])
                 sink.seen(number, np.abs(centre_crop(result.zero_filled, reader.recon_shape)))
             if not totals:
@@ -129,11 +143,16 @@ class ReconPredictor:
             outputs = (
                 Output("result", "nifti", tuple(images.commit())),
                 Output("result", "h5", tuple(stored.commit())),
+                *(Output("result", "dicom", tuple(series.commit())) for series in writers[1:]),
             )
             undo.pop_all()
         metrics = _summary(totals) | {"seconds": time.perf_counter() - started}
         self._seconds_per_slice = metrics["seconds"] / reader.n
-        return Prediction(outputs, metrics, tuple(self._flags(reader, metrics, complete, empty, estimated)))
+        flags = self._flags(reader, metrics, complete, empty, estimated)
+        if lacks and reader.source.header is not None:
+            text = f"no DICOM series: the raw data is without {', '.join(lacks)}"
+            flags.append(Flag("no-dicom", text, "info"))
+        return Prediction(outputs, metrics, tuple(flags))
 
     def _slice(self, part: KSpaceSlice, number: int, reader: KSpaceReader) -> SliceResult:
         """One slice; a slice of zeros gives zeros."""
@@ -142,7 +161,14 @@ class ReconPredictor:
             return SliceResult(nothing, nothing, {})
         try:
             prepared = prepare_slice(part, self._params.sens, reader.fft.norm, self._device)
-            return reconstruct_slice(self._model, prepared, own_maps=self._params.sens == "auto")
+            asked: dict[str, Any] = {"own_maps": self._params.sens == "auto", "scaling": self._scaling}
+            net, told = self._model, None
+            if self._params.adapt and not prepared.mask.all():
+                net, told = adapt_network(net, prepared, **asked)
+            result = reconstruct_slice(net, prepared, **asked)
+            if told is not None:
+                result.metrics.update(held_out=told.after, held_out_before=told.before)
+            return result
         except MedseqError as error:
             place = f"slice {number}" if error.where is None else f"slice {number}, {error.where}"
             raise type(error)(
@@ -163,6 +189,13 @@ class ReconPredictor:
             else:
                 text += "their coils are combined, nothing is estimated"
             flags.append(Flag("fully-sampled", text, "warn" if "change_when_full" in metrics else "info"))
+        if self._params.adapt and "held_out" in metrics:
+            text = f"from {metrics['held_out_before']:.4g} to {metrics['held_out']:.4g}"
+            text = f"adapted slice by slice: the error of held-out samples went {text}, on average"
+            flags.append(Flag("adapted", text, "info"))
+        elif self._params.adapt:
+            text = "not adapted: patterns of lines, few points and full sampling leave no samples to hold out"
+            flags.append(Flag("not-adapted", text, "info"))
         if empty:
             flags.append(Flag("empty-slices", f"{empty} of {reader.n} slices hold no signal and stay zero", "info"))
         if estimated and self._params.sens == "auto":
@@ -177,6 +210,23 @@ class ReconPredictor:
         return flags
 
 
+def _scaling(bundle: Bundle) -> KSpaceScale | None:
+    """The one rule for the scale of k-space that a bundle may name.
+
+    Raises:
+        BundleError: Several, or transforms of images.
+    """
+    chain = bundle.transforms()
+    if len(chain) > 1 or not all(isinstance(rule, KSpaceScale) for rule in chain):
+        raise BundleError(
+            "preprocess does not fit raw data",
+            where=bundle.config.name,
+            found=", ".join(type(rule).__name__ for rule in chain),
+            wanted="at most one rule of medseq.data.recon_scale",
+        )
+    return chain[0] if chain else None
+
+
 def _summary(slices: list[dict[str, float]]) -> dict[str, float]:
     """Metrics of an item from those of its slices: the worst where a slice alone can be wrong, else the mean."""
 
@@ -184,10 +234,15 @@ def _summary(slices: list[dict[str, float]]) -> dict[str, float]:
         return np.array([metrics[key] for metrics in slices if key in metrics])
 
     changes = values("change_when_full")
-    return ({"change_when_full": float(changes.max())} if changes.size else {}) | {
-        "data_residual": float(values("data_residual").max()),
-        "data_residual_mean": float(values("data_residual").mean()),
-        "residual_over_noise": float(values("residual_over_noise").max()),
-        "acceleration": float(values("acceleration").mean()),
-        "noise_to_signal": float(values("noise_to_signal").mean()),
-    }
+    adapted = {name: float(values(name).mean()) for name in ("held_out", "held_out_before") if values(name).size}
+    return (
+        adapted
+        | ({"change_when_full": float(changes.max())} if changes.size else {})
+        | {
+            "data_residual": float(values("data_residual").max()),
+            "data_residual_mean": float(values("data_residual").mean()),
+            "residual_over_noise": float(values("residual_over_noise").max()),
+            "acceleration": float(values("acceleration").mean()),
+            "noise_to_signal": float(values("noise_to_signal").mean()),
+        }
+    )

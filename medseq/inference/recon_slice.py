@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medseq.data.recon_scale import sense_scale
+from medseq.data.recon_scale import KSpaceScale, SenseScale
 from medseq.errors import BackendError, InputError
 from medseq.inference.recon_net import ask_network, keeps_complete_data
 from medseq.inference.recon_params import SensMethod
@@ -85,7 +85,9 @@ def prepare_slice(part: KSpaceSlice, sens: SensMethod, norm: str, device: torch.
 def _maps(part: KSpaceSlice, kspace: Tensor, mask: Tensor, sens: SensMethod) -> tuple[Tensor, str]:
     """Maps, and where they came from."""
     if sens == "given" and part.sens_maps is None:
-        raise InputError("the file holds no sensitivity maps", remedy="--sens espirit estimates them")
+        raise InputError(
+            "the file holds no sensitivity maps", remedy="name them with --sens-maps, or --sens espirit estimates them"
+        )
     if sens in ("auto", "given") and part.sens_maps is not None:
         stored = _tensor(part.sens_maps, np.complex64)[None].to(kspace.device)
         return _normalised(stored), "given"
@@ -112,7 +114,9 @@ def _normalised(maps: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def reconstruct_slice(net: nn.Module, part: Prepared, *, own_maps: bool = True, **options: Any) -> SliceResult:
+def reconstruct_slice(
+    net: nn.Module, part: Prepared, *, own_maps: bool = True, scaling: KSpaceScale | None = None, **options: Any
+) -> SliceResult:
     """Run a network on a slice.
 
     Fully sampled data are combined by the maps and otherwise left alone where the network agrees
@@ -122,41 +126,43 @@ def reconstruct_slice(net: nn.Module, part: Prepared, *, own_maps: bool = True, 
         net: Under the reconstruction contract; those that take `noise_sd` are told it.
         part: The slice.
         own_maps: Let a network with a `sens_net` make its maps, unless maps are given with the data.
+        scaling: Rule for the scale at which the network is asked; None for `SenseScale`.
         options: Further keywords of the network's forward.
 
     Raises:
         BackendError: The network returned values that are not finite.
     """
     zero_filled = sens_reduce(part.kspace, part.maps)
-    scale, start = sense_scale(part.kspace, part.mask, part.maps)
     complete = bool(part.mask.all())
     if complete and keeps_complete_data(net):
         image, predicted = zero_filled, sens_expand(zero_filled, part.maps)
     else:
+        rule = scaling or SenseScale()
+        params = rule.fit(part.kspace, part.mask, part.maps)
         if getattr(net, "takes_noise_sd", False):
-            options = {**options, "noise_sd": part.noise_sd / scale, "initial_image": start}
+            options = {**options, "noise_sd": part.noise_sd / params["scale"], "initial_image": params.get("start")}
         own = own_maps and part.maps_from != "given"
-        divided = part.kspace / scale.view(-1, 1, 1, 1)
-        image, predicted = ask_network(net, divided, part.mask, part.maps, own_maps=own, options=options)
-        image, predicted = image * scale.view(-1, 1, 1), predicted * scale.view(-1, 1, 1, 1)
+        fed = rule.apply(part.kspace, params)
+        image, predicted = ask_network(net, fed, part.mask, part.maps, own_maps=own, options=options)
+        image, predicted = rule.invert(image, params), rule.invert(predicted, params)
     if not bool(torch.isfinite(torch.view_as_real(image)).all()):
         raise BackendError("the model returned values that are not finite")
-    metrics = _metrics(part, predicted, float(scale))
+    metrics = _metrics(part, predicted, image)
     if complete and not keeps_complete_data(net):
         change = torch.linalg.vector_norm(image.abs() - zero_filled.abs()) / torch.linalg.vector_norm(zero_filled)
         metrics["change_when_full"] = float(change)
     return SliceResult(image[0].cpu().numpy(), zero_filled[0].cpu().numpy(), metrics, complete, part.maps_from)
 
 
-def _metrics(part: Prepared, predicted: Tensor, scale: float) -> dict[str, float]:
+def _metrics(part: Prepared, predicted: Tensor, image: Tensor) -> dict[str, float]:
     measured = part.mask.expand_as(part.kspace[:, :1])
     residual = torch.where(part.mask, predicted - part.kspace, 0)
     count = int(measured.sum()) * part.kspace.shape[1]
     spread = float(residual.abs().square().sum() / count) ** 0.5
-    noise = float(part.noise_sd)
+    noise, bright = float(part.noise_sd), float(torch.quantile(image.abs().flatten(), 0.95))
     return {
         "data_residual": data_residual(predicted.cpu().numpy(), part.kspace.cpu().numpy(), part.mask.cpu().numpy()),
         "residual_over_noise": spread / noise if noise > 0 else 0.0,
         "acceleration": measured.numel() / int(measured.sum()),
-        "noise_to_signal": noise / scale,
+        "noise_to_signal": noise / bright if bright > 0 else 0.0,
     }

@@ -108,5 +108,17 @@ def _config(content: bytes, where: str) -> dict[str, Any]:
     if not isinstance(found, Mapping):
         raise BundleError("the configuration of the archive names no arguments", where=where, found=_CONFIG)
     kept = {str(key): value for key, value in found.items() if key in KEYS and value is not None}
+    kept |= _normalisation(found)
     # Losses are named there, or weighted by name; they change no number of a trained network.
     return {key: value for key, value in kept.items() if not key.endswith("loss_fn")}
+
+
+def _normalisation(found: Mapping[str, Any]) -> dict[str, Any]:
+    """How the data sets that the configuration names were normalised; nothing where it does not say."""
+    for name in ("test_ds", "validation_ds", "train_ds"):
+        data = found.get(name)
+        if isinstance(data, Mapping) and data.get("normalize_inputs") is False:
+            return {"normalization_type": "none"}
+        if isinstance(data, Mapping) and isinstance(data.get("normalization_type"), str):
+            return {"normalization_type": data["normalization_type"].lower()}
+    return {}

@@ -21,6 +21,8 @@ _SHARED: dict[str, Any] = {
     "fft_centered": False,
     "fft_normalization": "backward",
     "coil_combination_method": "SENSE",
+    # Of the data pipeline: what the input was divided by.
+    "normalization_type": "max",
     # Fixed by the network that is built here, or of no consequence to its numbers.
     **dict.fromkeys(
         ("depth", "conv_dim", "dimensionality", "spatial_dims", "coil_dim", "accumulate_predictions", "train_loss_fn")
@@ -66,7 +68,9 @@ def from_atommic(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) ->
         arguments["combine"] = "rss_parts"
         quirks.append("starts at the root sum of squares of real and of imaginary parts")
     net = _net(known["coil_sensitivity_maps_nn_mask_type"], known["coil_sensitivity_maps_nn_normalize"])
-    return _finish("atommic", state, own, prefix, arguments, net, quirks)
+    model: Any = _finish("atommic", state, own, prefix, arguments, net, quirks)
+    model.preprocess = _scaling("atommic", known["normalization_type"])
+    return model
 
 
 def from_mridc(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> nn.Module:
@@ -95,7 +99,9 @@ def from_mridc(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> n
         if known["no_dc"]:
             quirks.append("every cascade after the first starts at the Fourier transform of the last image")
     net = _net(known["sens_mask_type"], known["sens_normalize"])
-    return _finish("mridc", state, own, "sens_net.", arguments, net, quirks)
+    model: Any = _finish("mridc", state, own, "sens_net.", arguments, net, quirks)
+    model.preprocess = _scaling("mridc", known["normalization_type"])
+    return model
 
 
 def _sizes(source: str, state: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -163,6 +169,23 @@ def _arguments(known: Mapping[str, Any]) -> dict[str, Any]:
         "fft_origin": "centre" if known["fft_centered"] else "corner",
         "fft_norm": known["fft_normalization"],
     }
+
+
+def _scaling(source: str, kind: str | None) -> list[dict[str, Any]]:
+    """The `preprocess` of a bundle for a ``normalization_type`` of the original's transforms; none leaves data alone.
+
+    Raises:
+        BundleError: A type that shifts values: it is not linear, and belongs to no trained model that is known.
+    """
+    rules = {"max": "CoilImageMax", "none": "Unscaled", None: "Unscaled", "fft": "Unscaled"}
+    if kind not in rules:
+        raise BundleError(
+            "this normalisation is not supported",
+            where=source,
+            found=f"normalization_type {kind}",
+            wanted="max or none",
+        )
+    return [{"class_path": f"medseq.data.recon_scale.{rules[kind]}", "init_args": {}}]
 
 
 def _net(mask_type: str, normalize: bool) -> dict[str, Any]:

@@ -37,6 +37,8 @@ _DEFAULTS: dict[str, Any] = {
     "num_steps": 15,
     "sens_sigma": 0.7,
     "operators": {"centered": True, "normalized": True},
+    # Of the data pipeline: the quantile of measured samples that everything is divided by.
+    "scale_percentile": 0.99,
 }
 
 
@@ -44,7 +46,8 @@ def from_direct(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> 
     """Build and load what a state dict of direct belongs to: RecurrentVarNet, its regulariser, or a U-Net.
 
     `config` has the original constructor's words, ``operators: {centered, normalized}`` for the Fourier convention
-    (centred and normalised if not given) and ``sens_sigma`` for the width of the Gaussian on the calibration data.
+    (centred and normalised if not given), ``sens_sigma`` for the width of the Gaussian on the calibration data, and
+    ``scale_percentile`` for the quantile of measured samples that training divided by (null: the largest).
 
     Raises:
         BundleError: Unknown, missing or contradicting keys.
@@ -85,8 +88,11 @@ def from_direct(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> 
         keywords["sens_net"] = net
         arguments["sens_net"] = {"class_path": "medseq.nn.sensitivity.SensitivityNet", "init_args": spec}
         own |= {f"sens_net.{key}": value for key, value in weights.items()}
-    model = RecurrentVarNet(**keywords)
+    model: Any = RecurrentVarNet(**keywords)
     load_strictly("direct", model, own)
+    share = 1.0 if known["scale_percentile"] is None else known["scale_percentile"]
+    rule: dict[str, Any] = {"share": share, "norm": arguments["fft_norm"]}
+    model.preprocess = [{"class_path": "medseq.data.recon_scale.KSpaceQuantile", "init_args": rule}]
     model.init_args, model.quirks = arguments, []
     return model
 

@@ -57,7 +57,7 @@ def from_mambamil(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -
     known = reconcile(_SOURCE, config, sizes, _FREE)
     kind = _type(known["type"], "A_b_log" in first)
     spec = _mixer_arguments(mixer, kind, known["rate"])
-    arguments = {
+    arguments: dict[str, Any] = {
         "in_dim": in_dim,
         "n_classes": sizes["n_classes"],
         "d_model": embed_dim,
@@ -73,7 +73,8 @@ def from_mambamil(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -
     model = MambaMIL(mixer=partial(cls, **own), **arguments)
     load_strictly(_SOURCE, model, {_ours(key): value for key, value in state.items()})
     arguments["mixer"] = {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": own}
-    model.init_args = arguments
+    # What builds this network again, for `medseq convert`.
+    model.init_args = arguments  # type: ignore[assignment]
     return model
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from medseq.errors import FormatError
+from medseq.inference.mil_report import calibration_plot, mil_card
 
 __all__ = ["render_report", "report_from_json"]
 
@@ -54,7 +55,7 @@ def render_report(report: Mapping[str, Any]) -> str:
         f"<h2>Failed <span class='n'>{len(by_state['failed'])}</span></h2>{_hidden_names(by_state['failed'])}",
         _cards(by_state["failed"], _failed_card, "Nothing failed."),
         f"<h2>Results <span class='n'>{len(by_state['done'])}</span></h2>",
-        f"<p class='quiet'>Difference pictures: {escape(run['difference_window'])}.{_picture_note(report)}</p><br>",
+        f"<p class='quiet'>{_pictures_note(report)}</p>{_calibration(run['bundle'])}<br>",
         _cards(by_state["done"], _done_card, "No item was finished."),
         _skipped(by_state["skipped"]),
         _computed(report),
@@ -92,6 +93,17 @@ def _header(report: Mapping[str, Any]) -> str:
     )
 
 
+def _pictures_note(report: Mapping[str, Any]) -> str:
+    if report["run"]["bundle"].get("task") == "mil":
+        return _picture_note(report).strip()
+    return f"Difference pictures: {escape(report['run']['difference_window'])}.{_picture_note(report)}"
+
+
+def _calibration(bundle: Mapping[str, Any]) -> str:
+    points = bundle.get("calibration") or []
+    return f"<div class='pictures'>{calibration_plot(points)}</div>" if points else ""
+
+
 def _picture_note(report: Mapping[str, Any]) -> str:
     shown, done = report["run"]["items_with_pictures"], report["counts"].get("done", 0)
     return "" if shown == done else f" Pictures of {shown} of {done} items fit into this page, those with flags first."
@@ -124,7 +136,8 @@ def _failed_card(item: Mapping[str, Any]) -> str:
 def _done_card(item: Mapping[str, Any]) -> str:
     view = item.get("preview")
     facts = [escape(item["kind"]), escape(_source(item))]
-    if view:
+    is_bag = view is not None and view.get("kind") == "bag"
+    if view and not is_bag:
         facts.append(" × ".join(str(side) for side in view["shape"]))
     if item["seconds"] is not None:
         facts.append(f"{item['seconds']:.1f} s")
@@ -136,7 +149,7 @@ def _done_card(item: Mapping[str, Any]) -> str:
     return (
         f"<article><h3><span class='mono'>{escape(item['id'])}</span><small>{' · '.join(facts)}</small></h3>{gone}"
         f"{f'<ul class=flags>{flags}</ul>' if flags else ''}"
-        f"{_pictures(view)}{_numbers(item, view)}{_files(item)}</article>"
+        f"{mil_card(view) if view and is_bag else _pictures(view) + _numbers(item, view)}{_files(item)}</article>"
     )
 
 

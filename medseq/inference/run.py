@@ -34,6 +34,7 @@ from medseq.inference.check import LEDGER, CheckSummary, check_run, output_probl
 from medseq.inference.discover import discover, input_root
 from medseq.inference.environment import environment
 from medseq.inference.ledger import ItemRow, Ledger, RunRow
+from medseq.inference.mil_params import AttributionName
 from medseq.inference.outputs import WORK, Identity, publish
 from medseq.inference.params import resolve_params
 from medseq.inference.plan import register, requeue, require_something
@@ -87,9 +88,15 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     difference: bool = False,
     resample: bool = False,
     sens: SensMethod | None = None,
+    sens_maps: str | Path | None = None,
     fft: Literal["centre", "centred", "corner"] | None = None,
     virtual_coils: int | None = None,
     orientations: int | None = None,
+    attribution: AttributionName | None = None,
+    top: int | None = None,
+    mpp: float | None = None,
+    encoder: str | None = None,
+    adapt: bool = False,
     verify: bool = False,
     retry_failed: bool = False,
     new_run: bool = False,
@@ -105,7 +112,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
 
     Args:
         bundle: A loaded bundle, a path, or the name of a shipped one.
-        input: What the bundle takes, in a folder or as one file: DICOM and NIfTI, or raw MR data.
+        input: What the bundle takes, in a folder or as one file: DICOM and NIfTI, raw MR data, features or slides.
         output: Folder for results; created if missing; never inside `input`.
         device: Where the model runs: ``cpu``, ``cuda``, ``cuda:1``.
         names: ``id`` names results by item id, ``source`` keeps the input's relative paths.
@@ -119,9 +126,15 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         resample: Put unevenly spaced DICOM slices on an even grid; their result is NIfTI.
         sens: Of reconstruction: where coil sensitivities come from, ``given``, ``espirit``, ``estimate``, or ``auto``
             (default): those in the file, else ESPIRiT.
+        sens_maps: File of coil sensitivities for all raw data, or a folder with ``NAME.*`` or ``NAME_sens.*`` for each.
         fft: Fourier convention of the raw data; default: what format and data say.
         virtual_coils: Compress to at most this many coils; default 16.
         orientations: How many of eight orientations are averaged; default all. Fewer are faster.
+        attribution: Of slides: what heat maps show, ``attention`` (default), ``gradient`` or ``occlusion``.
+        top: Of slides: patches on the sheet of those with the highest values; default 12.
+        mpp: Of slides: microns per pixel, for those that do not say.
+        encoder: Of slides: the patch encoder, where the bundle names none, or a file of its weights.
+        adapt: Adapt the network to every slice by its own samples first: half a minute to minutes a slice.
         verify: Hash inputs and results of finished items again instead of trusting sizes and times.
         retry_failed: Try every failed item again.
         new_run: Results of another bundle or other parameters in `output` are moved to ``output/previous/``.
@@ -144,20 +157,12 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     if not isinstance(bundle, Bundle):
         bundle = load_bundle(bundle, trust_packages=trust_packages)
     _require_words(bundle, names, modality)
-    words = {
-        "strength": strength,
-        "tile": tile,
-        "overlap": overlap,
-        "batch": batch,
-        "difference": difference,
-        "resample": resample,
-        "modality": modality,
-        "sens": sens,
-        "fft": fft,
-        "virtual_coils": virtual_coils,
-        "orientations": orientations,
-    }
+    words: dict[str, Any] = {"strength": strength, "tile": tile, "overlap": overlap, "batch": batch}
+    words |= {"difference": difference, "resample": resample, "modality": modality, "sens": sens}
+    words |= {"sens_maps": sens_maps, "fft": fft, "virtual_coils": virtual_coils, "orientations": orientations}
+    words |= {"adapt": adapt, "attribution": attribution, "top": top, "mpp": mpp, "encoder": encoder}
     params = resolve_params(bundle.config, words) | {"names": names}
+    maps = None if sens_maps is None else Path(sens_maps).resolve()
     env = environment(device)
     run = RunRow(bundle.hash, params, _params_hash(params), __version__, created_utc or _now())
     with ExitStack() as stack:
@@ -167,7 +172,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         stop = stack.enter_context(_stop_on_signals())
         stack.enter_context(prepared(out))
         found = require_something(
-            discover(source, bundle.config.input.kind, params.get("fft")), bundle.config.input.kind
+            discover(source, bundle.config.input.kind, params.get("fft"), maps), bundle.config.input.kind
         )
         stack.enter_context(lock(out))
         if new_run:
@@ -176,7 +181,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         run = ledger.begin_run(run)
         register(ledger, found)
         requeue(ledger, out, root, verify=verify, retry_failed=retry_failed)
-        engine = _Engine(ledger, bundle, run, out, root, stop, progress or _silent)
+        engine = _Engine(ledger, bundle, run, out, root, stop, progress or _silent, maps)
         processed = engine.work(lambda: _predictor(bundle, device, params))
         engine.verify()
         report_path = engine.report(env, show_identifiers)
@@ -197,6 +202,7 @@ class _Engine:
     root: Path
     stop: threading.Event
     progress: Progress
+    sens_maps: Path | None = None
 
     def work(self, load: Callable[[], Predictor]) -> int:
         """Compute queued items until none is left or a stop is asked for; returns how many were tried."""
@@ -223,6 +229,7 @@ class _Engine:
                 identity=identity,
                 units=self.bundle.config.input.units,
                 params=self.run.params,
+                sens_maps=self.sens_maps,
             )
             if not self._attempt(item, task, predictor, worker):
                 break
@@ -286,6 +293,7 @@ class _Engine:
             "modality": list(config.input.modality),
             "units": config.input.units,
             "intended_use": str(self.bundle.metadata.get("intended_use", "")),
+            "calibration": self.bundle.metadata.get("calibration", []),
         }
         report = build_report(
             self.ledger,
@@ -332,7 +340,15 @@ class _Engine:
 
 def _predictor(bundle: Bundle, device: str, params: dict[str, Any]) -> Predictor:
     """The seam for other tasks: which predictor a bundle needs."""
-    words = {key: value for key, value in params.items() if key not in ("names", "modality", "resample", "blend")}
+    words = {
+        key: value
+        for key, value in params.items()
+        if key not in ("names", "modality", "resample", "blend", "sens_maps")
+    }
+    if bundle.config.task == "mil":
+        from medseq.inference.mil import MILPredictor
+
+        return MILPredictor(bundle, device, **words)
     if bundle.config.task == "recon":
         from medseq.inference.recon import ReconPredictor
 

@@ -12,13 +12,15 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from medseq.errors import MedseqError, RetryableError
 from medseq.inference.discover import open_input
 from medseq.inference.discover_kspace import open_kspace_item, reader_label
+from medseq.inference.discover_mil import open_mil_item
 from medseq.inference.ledger_schema import OutputRow
+from medseq.inference.mil_report import mil_view
 from medseq.inference.outputs import WORK, Identity, ItemSink, Layout, TappedReader, rows_of
 from medseq.inference.predictor import Flag, Prediction, Predictor
 from medseq.inference.preview import preview
@@ -28,6 +30,7 @@ from medseq.io.volume import Modality, Units, VolumeHeader
 __all__ = ["RETRY_CODES", "ItemResult", "ItemTask", "describe_failure", "input_sha256", "run_item"]
 
 # Failures whose cause lies outside the input: a later run tries these items again by itself.
+BAGS = "bags"  # below OUT: features that were extracted from slides, kept for the next attempt
 RETRY_CODES = ("retry", "disk-full", "memory", "io")
 
 
@@ -37,7 +40,7 @@ class ItemTask:
 
     Attributes:
         item_id: The item.
-        kind: ``dicom``, ``nifti`` or ``kspace``.
+        kind: ``dicom``, ``nifti``, ``kspace``, ``bag`` or ``slide``.
         files: Paths below `root`.
         root: Input root.
         out: Output folder.
@@ -46,6 +49,7 @@ class ItemTask:
         units: The bundle's input units, for an input whose modality the caller gave.
         params: Parameters of the run; here `modality` (what the caller says the input is), `resample` (put unevenly
             spaced slices on an even grid), `fft` and `virtual_coils` (of raw data) count.
+        sens_maps: File or folder of sensitivity maps for raw data.
     """
 
     item_id: str
@@ -57,6 +61,7 @@ class ItemTask:
     identity: Identity
     units: Units
     params: Mapping[str, Any] = field(default_factory=dict)
+    sens_maps: Path | None = None
 
     @property
     def stage(self) -> Path:
@@ -87,7 +92,7 @@ def run_item(task: ItemTask, predictor: Predictor, should_stop: Callable[[], boo
     started = time.perf_counter()
     stamps = _stamps(task)
     digest = input_sha256(task.root, task.files)
-    run = _raw_data if task.kind == "kspace" else _volume
+    run = {"kspace": _raw_data, "bag": _pathology, "slide": _pathology}.get(task.kind, _volume)
     prediction, flags, layout, pictures = run(task, predictor, should_stop)
     roles: dict[Path, str] = {path: output.role for output in prediction.outputs for path in output.paths}
     if pictures is not None:
@@ -132,7 +137,12 @@ def _raw_data(task: ItemTask, predictor: Predictor, should_stop: Callable[[], bo
     """Raw MR data in, an image out; the picture before is the zero-filled image."""
     params = task.params
     reader = open_kspace_item(
-        task.root, task.item_id, task.files, fft=params.get("fft"), virtual_coils=params.get("virtual_coils")
+        task.root,
+        task.item_id,
+        task.files,
+        fft=params.get("fft"),
+        virtual_coils=params.get("virtual_coils"),
+        sens_maps=task.sens_maps,
     )
     layout = Layout(task.item_id, task.names, task.kind, task.files[0], part=reader_label(reader))
     plane = reader.n // 2
@@ -141,6 +151,17 @@ def _raw_data(task: ItemTask, predictor: Predictor, should_stop: Callable[[], bo
     if sink.before is None or sink.plane is None or sink.header is None:
         return prediction, [], layout, None
     return prediction, [], layout, preview(sink.before, sink.plane, None, sink.header, plane)
+
+
+def _pathology(task: ItemTask, predictor: Predictor, should_stop: Callable[[], bool]) -> _Run:
+    """A bag or a slide in, scores and heat maps out."""
+    item = open_mil_item(task.root, task.item_id, task.kind, task.files, task.out / BAGS)
+    # Features in a zarr folder are called like the folder, not like one of its files.
+    first = next((name for name in PurePosixPath(task.files[0]).parents if name.suffix == ".zarr"), task.files[0])
+    layout = Layout(task.item_id, task.names, task.kind, str(first))
+    sink = ItemSink(task.stage, layout, task.identity, 0)
+    prediction = predictor.predict(item, sink, should_stop=should_stop)
+    return prediction, [], layout, mil_view(prediction.outputs)
 
 
 def input_sha256(root: Path, relpaths: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medseq.errors import MedseqError, OutputError, RetryableError
 
-__all__ = ["clear", "discard", "fsync", "partial_path", "publish", "written"]
+__all__ = ["clear", "discard", "fsync", "partial_path", "publish", "publish_bytes", "written"]
 
 _PERMANENT = {
     errno.EACCES,
@@ -100,3 +100,13 @@ def _as_medseq_error(error: OSError, where: str) -> MedseqError:
 
 def _replaced_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.replaced")
+
+
+def publish_bytes(partial: Path, target: Path, data: bytes) -> None:
+    """Write `data` to `partial`, force it to the disk and give it its final name."""
+    with written("the output"):
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    publish(partial, target)

@@ -35,6 +35,7 @@ __all__ = [
     "display_window",
     "group_dicom",
     "open_dicom",
+    "require_pydicom",
 ]
 
 
@@ -53,7 +54,7 @@ def group_dicom(paths: Iterable[Path]) -> tuple[list[DicomStack], list[Skipped],
     Raises:
         BackendError: pydicom is not installed.
     """
-    _require_pydicom()
+    require_pydicom()
     from medseq.io.dicom_sort import group
 
     return group(paths)
@@ -61,7 +62,7 @@ def group_dicom(paths: Iterable[Path]) -> tuple[list[DicomStack], list[Skipped],
 
 def open_dicom(stack: DicomStack) -> VolumeReader:
     """A reader that decodes pixels on `read(lo, hi)`; memory is bounded by the piece."""
-    _require_pydicom()
+    require_pydicom()
     from medseq.io.dicom_pixels import DicomReader
 
     return DicomReader(stack.header)
@@ -69,13 +70,14 @@ def open_dicom(stack: DicomStack) -> VolumeReader:
 
 def display_window(header: VolumeHeader, plane: int | None = None) -> "DisplayWindow | None":
     """How the source wants a plane (default: the middle one) to be shown; None if it does not say."""
-    _require_pydicom()
+    require_pydicom()
     from medseq.io.dicom_display import read_window
 
     return read_window(header, plane)
 
 
-def _require_pydicom() -> None:
+def require_pydicom() -> None:
+    """Raise `BackendError`, which says what to install, where pydicom is missing."""
     try:
         import pydicom  # noqa: F401
     except ImportError:
@@ -85,12 +87,12 @@ def _require_pydicom() -> None:
 def __getattr__(name: str) -> object:
     # The writers' modules need pydicom; everything else here is importable without it.
     if name == "DicomSeriesWriter":
-        _require_pydicom()
+        require_pydicom()
         from medseq.io.dicom_write import DicomSeriesWriter
 
         return DicomSeriesWriter
     if name == "RawDicomWriter":
-        _require_pydicom()
+        require_pydicom()
         from medseq.io.dicom_raw import RawDicomWriter
 
         return RawDicomWriter

@@ -1,4 +1,4 @@
-"""One frame of an enhanced multi-frame object as a classic single-frame CT or MR image.
+"""One frame of an enhanced multi-frame object as a classic single-frame CT, MR or PET image.
 
 Most viewers and archives accept single-frame series best, so that is what derived series consist of. The classic
 object classes want a few attributes that the enhanced ones spell differently; this file is that dictionary.
@@ -12,9 +12,12 @@ from pydicom.uid import (
     CTImageStorage,
     EnhancedCTImageStorage,
     EnhancedMRImageStorage,
+    EnhancedPETImageStorage,
     LegacyConvertedEnhancedCTImageStorage,
     LegacyConvertedEnhancedMRImageStorage,
+    LegacyConvertedEnhancedPETImageStorage,
     MRImageStorage,
+    PositronEmissionTomographyImageStorage,
 )
 
 from medseq.errors import OutputError
@@ -28,6 +31,8 @@ _CLASSIC = {
     LegacyConvertedEnhancedCTImageStorage: CTImageStorage,
     EnhancedMRImageStorage: MRImageStorage,
     LegacyConvertedEnhancedMRImageStorage: MRImageStorage,
+    EnhancedPETImageStorage: PositronEmissionTomographyImageStorage,
+    LegacyConvertedEnhancedPETImageStorage: PositronEmissionTomographyImageStorage,
 }
 # Present in both worlds: copied from the frame's functional groups to the top level.
 _COPIED = """
@@ -38,6 +43,10 @@ _COPIED = """
     MagneticFieldStrength ImagingFrequency ImagedNucleus PixelBandwidth NumberOfAverages PercentSampling
     PercentPhaseFieldOfView InPlanePhaseEncodingDirection DiffusionBValue DiffusionGradientOrientation TriggerTime
     TemporalPositionIdentifier AcquisitionNumber
+    Units CountsSource SeriesType SUVType CorrectedImage DecayCorrection RandomsCorrectionMethod
+    AttenuationCorrectionMethod ScatterCorrectionMethod ReconstructionMethod CollimatorType
+    RadiopharmaceuticalInformationSequence FrameReferenceTime ActualFrameDuration DecayFactor DoseCalibrationFactor
+    AcquisitionDate AcquisitionTime
 """.split()
 # Describes the enhanced object as a whole and means nothing on one frame.
 _ENHANCED_ONLY = """
@@ -55,7 +64,14 @@ _EMPTY_ALLOWED = {
         *("ScanOptions", "MRAcquisitionType", "EchoTime", "EchoTrainLength", "RepetitionTime", "SliceThickness"),
         *("PositionReferenceIndicator", "PatientPosition"),
     ),
+    PositronEmissionTomographyImageStorage: (
+        *("CorrectedImage", "CollimatorType", "RadiopharmaceuticalInformationSequence", "AcquisitionDate"),
+        "ActualFrameDuration",
+        *("AcquisitionTime", "SliceThickness", "PositionReferenceIndicator", "PatientPosition"),
+    ),
 }
+# Type 1 of a PET image: an object that does not say them cannot become one.
+_PET_NEEDS = ("Units", "CountsSource", "SeriesType", "DecayCorrection", "FrameReferenceTime")
 
 
 def classic_class(uid: str) -> UID:
@@ -70,7 +86,7 @@ def classic_class(uid: str) -> UID:
         raise OutputError(
             "no single-frame DICOM class for frames of this object",
             found=name,
-            wanted="enhanced CT or MR",
+            wanted="enhanced CT, MR or PET",
             remedy="write NIfTI instead",
         )
     return _CLASSIC[UID(uid)]
@@ -94,12 +110,25 @@ def to_classic(dataset: Dataset, index: int) -> Dataset:
         _name_sequence(out, groups)
         if "ImagedNucleus" not in out and dataset.get("ResonantNucleus"):
             out.ImagedNucleus = dataset.ResonantNucleus
+    if kind == PositronEmissionTomographyImageStorage:
+        _require_pet(out)
+        out.NumberOfSlices, out.ImageIndex = int(dataset.NumberOfFrames), index + 1
     # Without a body part nobody can tell whether it is a paired one: unknown, not absent.
     paired = () if out.get("BodyPartExamined") else ("Laterality",)
     for keyword in (*_EMPTY_ALLOWED[kind], *paired):
         if keyword not in out:
             setattr(out, keyword, None)
     return out
+
+
+def _require_pet(out: Dataset) -> None:
+    missing = [keyword for keyword in _PET_NEEDS if keyword not in out]
+    if missing:
+        raise OutputError(
+            "the object does not say what a single-frame PET image must say",
+            found=f"without {', '.join(missing)}",
+            remedy="write NIfTI instead",
+        )
 
 
 def _name_sequence(out: Dataset, groups: Dataset) -> None:

@@ -18,7 +18,16 @@ from medseq.io.dicom_classic import to_classic
 from medseq.io.dicom_frames import is_enhanced
 from medseq.io.dicom_types import DicomSource, Frame
 
-__all__ = ["IMAGE_COMMENTS", "Provenance", "derived_header", "derived_uid", "series_uid"]
+__all__ = [
+    "IMAGE_COMMENTS",
+    "Provenance",
+    "code_item",
+    "derived_header",
+    "derived_uid",
+    "equipment_item",
+    "series_uid",
+    "source_item",
+]
 
 IMAGE_COMMENTS = "Research use only, not for diagnosis"
 ROLES = ("result", "uncertainty", "difference", "scores", "attention", "overlay", "kspace")
@@ -160,28 +169,30 @@ def _explain(out: Dataset, frame: Frame, made: Provenance) -> None:
     earlier = str(out.get("DerivationDescription") or "")
     out.DerivationDescription = (f"{text}; source: {earlier}" if earlier else text)[:1024]
     code, meaning = _CODES.get(made.role, _CODES["result"])
-    out.DerivationCodeSequence = [*(out.get("DerivationCodeSequence") or []), _code(code, meaning)]
+    out.DerivationCodeSequence = [*(out.get("DerivationCodeSequence") or []), code_item(code, meaning)]
     if UID(frame.sop_uid).is_valid:
         # Some de-identifiers leave UIDs that are none; a reference to one would make this object invalid too.
-        out.SourceImageSequence = [_source_item(frame)]
-    out.ContributingEquipmentSequence = [*(out.get("ContributingEquipmentSequence") or []), _equipment(made)]
+        out.SourceImageSequence = [source_item(frame)]
+    out.ContributingEquipmentSequence = [*(out.get("ContributingEquipmentSequence") or []), equipment_item(made)]
     if str(out.get("BurnedInAnnotation") or "") != "YES":
         out.BurnedInAnnotation = "NO"
 
 
-def _source_item(frame: Frame) -> Dataset:
+def source_item(frame: Frame) -> Dataset:
+    """A reference to the image that a plane was derived from."""
     item = Dataset()
     item.ReferencedSOPClassUID = UID(frame.sop_class)
     item.ReferencedSOPInstanceUID = UID(frame.sop_uid)
     if frame.index is not None:
         item.ReferencedFrameNumber = frame.index + 1
-    item.PurposeOfReferenceCodeSequence = [_code("121322", "Source image for image processing operation")]
+    item.PurposeOfReferenceCodeSequence = [code_item("121322", "Source image for image processing operation")]
     return item
 
 
-def _equipment(made: Provenance) -> Dataset:
+def equipment_item(made: Provenance) -> Dataset:
+    """Model and version, as an item of ContributingEquipmentSequence."""
     item = Dataset()
-    item.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
+    item.PurposeOfReferenceCodeSequence = [code_item("109102", "Processing Equipment")]
     item.Manufacturer = "medseq"
     item.ManufacturerModelName = made.bundle_name[:64]
     item.SoftwareVersions = f"medseq {made.version}"[:64]
@@ -191,7 +202,8 @@ def _equipment(made: Provenance) -> Dataset:
     return item
 
 
-def _code(value: str, meaning: str) -> Dataset:
+def code_item(value: str, meaning: str) -> Dataset:
+    """A coded concept of DICOM's own vocabulary."""
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
     return item

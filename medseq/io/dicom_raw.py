@@ -67,6 +67,7 @@ class RawDicomWriter:
     Args:
         folder: Final folder; it appears, complete, at `commit`. An earlier one is replaced.
         item: Label of the item within its file, so that two contrasts of one file are two series.
+        scan: What tells the file from others of its study, so that a repeated scan is another series; part of the UIDs.
         bundle_name: Name of the model.
         bundle_hash: Its hash; part of the UIDs.
         params_hash: Hash of the run's parameters; part of the UIDs.
@@ -79,13 +80,14 @@ class RawDicomWriter:
         folder: Path,
         *,
         item: str,
+        scan: str = "",
         bundle_name: str,
         bundle_hash: str,
         params_hash: str,
         version: str,
         created_utc: str,
     ):
-        self._target, self._item = Path(folder), item
+        self._target, self._item, self._scan = Path(folder), item, scan
         self._made = Provenance(bundle_name, bundle_hash, params_hash, version, "result", created_utc)
         self._partial: Path | None = None
         self._planes, self._peak = 0, 0.0
@@ -223,7 +225,7 @@ class RawDicomWriter:
         """UIDs from the study, the item and the model: a second run writes the same bytes."""
         study = self._study["studyInstanceUID"]
         place = np.asarray(self._header.affine).round(4).tolist()
-        scan = f"{study}/{self._study.get('protocolName', '')}/{self._item}/{self._header.shape}/{place}"
+        scan = f"{study}/{self._study.get('protocolName', '')}/{self._item}/{self._scan}/{self._header.shape}/{place}"
         frame = self._study.get("frameOfReferenceUID", "")
         out.StudyInstanceUID = UID(study)
         out.SeriesInstanceUID = derived_uid(scan, self._made)

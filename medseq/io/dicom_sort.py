@@ -16,7 +16,7 @@ import numpy as np
 
 from medseq.errors import FormatError, MedseqError
 from medseq.io.dicom_classify import modality, skip_reason
-from medseq.io.dicom_frames import SPLIT_KEYWORDS, frames_of
+from medseq.io.dicom_frames import SPLIT_KEYWORDS, flatten, frames_of, is_enhanced
 from medseq.io.dicom_geometry import Layout, layout
 from medseq.io.dicom_header import Header, NotDicomError, read_header, understood
 from medseq.io.dicom_types import Broken, DicomSource, DicomStack, Frame, Skipped
@@ -95,13 +95,15 @@ def _image(path: Path, header: Header) -> _Image:
     series = str(dataset.get("SeriesInstanceUID") or sop_uid)
     study, kind = str(dataset.get("StudyInstanceUID", "")), modality(dataset)
     frame_of_reference = str(dataset.get("FrameOfReferenceUID") or "") or None
+    # Enhanced PET says its units among the attributes of its frames.
+    said = flatten(dataset, 0) if kind == "PT" and frames and is_enhanced(dataset) else dataset
     return _Image(
         path=path,
         series=series,
         sop_uid=sop_uid,
         identity=(study, series, kind, frame_of_reference or ""),
         modality=kind,
-        units=_units(kind, str(dataset.get("Units", "")), str(dataset.get("SUVType", "BW"))),
+        units=_units(kind, str(said.get("Units", "")), str(said.get("SUVType", "BW"))),
         frame_of_reference=frame_of_reference,
         lossy=str(dataset.get("LossyImageCompression", "")) == "01",
         frames=frames,

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from pydicom import dcmread, dcmwrite
 from pydicom.dataset import Dataset
-from pydicom.tag import Tag
 from pydicom.valuerep import format_number_as_ds
 
 from medseq.errors import OutputError, ShapeError
@@ -17,20 +16,28 @@ from medseq.io.dicom_classic import classic_class
 from medseq.io.dicom_derive import Provenance, derived_header, series_uid
 from medseq.io.dicom_header import understood
 from medseq.io.dicom_pixels import DicomReader, padding_mask
+from medseq.io.dicom_regrid import RegriddedWriter, put_pixels, same_grid
 from medseq.io.dicom_types import DicomSource, Frame
+from medseq.io.dicom_widen import WideValues
 from medseq.io.integers import integer_limits, to_stored
 from medseq.io.volume import VolumeHeader
 
 __all__ = ["DicomSeriesWriter"]
+
+# A million units beyond 16 bits is no value any more, and no reason to keep it aside.
+_WIDE = (-(1 << 20), 1 << 20)
 
 
 class DicomSeriesWriter:
     """A `VolumeWriter` for a series derived from a DICOM source.
 
     The source's slope, intercept and bits are kept, so that the rounding error is at most half a stored unit. Values
-    that do not fit the stored bits get all allocated bits; what does not fit those is clipped and counted. PET, whose
+    that do not fit the stored bits get all allocated bits; a series that does not fit those gets another sign or a
+    moved intercept, the unit stays; only what spans more than 65536 units is clipped and counted. PET, whose
     slices have their own slopes, gets a larger slope instead. Padding keeps its stored value. A role other than
     ``result`` holds another quantity: it is written signed, with the source's slope, intercept 0 and no padding.
+    A volume on another grid (super-resolution, resampling) becomes a series of new slices, see
+    `medseq.io.dicom_regrid`.
 
     Args:
         folder: Final folder; it appears, complete, at `commit`. An earlier one is replaced.
@@ -44,6 +51,7 @@ class DicomSeriesWriter:
 
     Attributes:
         clipped: Pixels that did not fit the integer range.
+        coarse: A changed grid whose values are stored in larger units than the source's.
     """
 
     def __init__(
@@ -64,7 +72,8 @@ class DicomSeriesWriter:
         self._partial: Path | None = None
         self._names: list[str] = []
         self._open: tuple[Path, Dataset] | None = None
-        self.clipped = 0
+        self._regridded: RegriddedWriter | None = None
+        self.clipped, self.coarse = 0, False
 
     def begin(self, header: VolumeHeader) -> None:
         """Take the header of an open DICOM stack and make the partial folder.
@@ -73,11 +82,11 @@ class DicomSeriesWriter:
             OutputError: The volume does not come from DICOM on this grid, or its class cannot be written.
         """
         source = header.source.header
-        if not isinstance(source, DicomSource) or header.planes != len(source.frames):
+        if not isinstance(source, DicomSource):
             raise OutputError(
                 "a derived DICOM series needs the DICOM slices that it derives from",
                 found=f"a {header.source.kind} source of {header.planes} planes",
-                wanted="a DICOM source on its own grid",
+                wanted="a DICOM source",
                 remedy="write NIfTI instead",
             )
         for frame in source.frames:
@@ -90,9 +99,17 @@ class DicomSeriesWriter:
                 wanted="rescale slope and intercept",
                 remedy="write NIfTI instead",
             )
+        self.clipped, self._regridded = 0, None
+        if not same_grid(header, source):
+            self._regridded = RegriddedWriter(self._target, self._made)
+            self._regridded.begin(header)
+            return
         self._reader, self._source, self._header = DicomReader(header), source, header
         self._series = series_uid(source, self._made)
         self._partial, self._names, self.clipped = clear(self._target), [], 0
+        self._wide = WideValues(self._partial)
+        scales = {(frame.slope, frame.intercept) for frame in source.frames}
+        self._one_scale = len(scales) == 1 and header.modality != "PT"
         with written("the output folder"):
             self._partial.mkdir()
 
@@ -103,6 +120,9 @@ class DicomSeriesWriter:
             OutputError: NaN or infinite values; a folder that cannot be written.
             RetryableError: A full disk; a source that cannot be read.
         """
+        if self._regridded is not None:
+            self._regridded.write(lo, planes)
+            return
         reader, partial = self._started()
         if lo != len(self._names) or planes.shape[1:] != self._header.plane_shape:
             raise ShapeError(
@@ -113,8 +133,8 @@ class DicomSeriesWriter:
         width = max(4, len(str(self._header.planes)))
         for i, plane in enumerate(planes, start=lo):
             frame, stored = self._source.frames[i], reader.stored(i, i + 1)[0]
-            data = self._encode(plane, frame, stored, i)
             name = f"{i + 1:0{width}d}.dcm"
+            data = self._encode(plane, frame, stored, name)
             with written("the output folder"), open(partial / name, "wb") as file:
                 file.write(data)
                 file.flush()
@@ -123,17 +143,26 @@ class DicomSeriesWriter:
 
     def commit(self) -> Sequence[Path]:
         """Publish the folder; returns its files in slice order."""
+        if self._regridded is not None:
+            paths = self._regridded.commit()
+            self.clipped, self.coarse = self._regridded.clipped, self._regridded.coarse
+            return paths
         _, partial = self._started()
         if len(self._names) != self._header.planes:
             raise OutputError(
                 "the series is not complete", found=f"{len(self._names)} planes", wanted=f"{self._header.planes}"
             )
+        frame = self._source.frames[0]
+        if self._wide.settle(self._names, frame.slope, frame.intercept, f"series {self._source.label}"):
+            self.clipped = 0
         publish(partial, self._target)
         self._partial, self._open = None, None
         return [self._target / name for name in self._names]
 
     def abort(self) -> None:
         """Remove what was written; nothing happens after a commit."""
+        if self._regridded is not None:
+            self._regridded.abort()
         if self._partial is not None:
             discard(self._partial)
             self._partial, self._open = None, None
@@ -143,13 +172,14 @@ class DicomSeriesWriter:
             raise OutputError("nothing was begun", wanted="begin(header) before write and commit")
         return self._reader, self._partial
 
-    def _encode(self, plane: np.ndarray, frame: Frame, stored: np.ndarray, number: int) -> bytes:
+    def _encode(self, plane: np.ndarray, frame: Frame, stored: np.ndarray, name: str) -> bytes:
+        number = len(self._names)
         where = f"series {self._source.label}, slice {number + 1}"
         with understood(where, "the source header cannot be written back", remedy="write NIfTI instead"):
             header = derived_header(self._source_header(frame), frame, self._series, number + 1, self._made)
             if self._made.role == "result":
                 mask = padding_mask(stored, frame, self._header.units == "HU")
-                self._set_pixels(header, plane, frame, stored, mask, where)
+                self._set_pixels(header, plane, frame, stored, mask, name, where)
             else:
                 self._set_signed_pixels(header, plane, frame, where)
             buffer = io.BytesIO()
@@ -164,7 +194,14 @@ class DicomSeriesWriter:
         return dataset
 
     def _set_pixels(
-        self, out: Dataset, plane: np.ndarray, frame: Frame, stored: np.ndarray, mask: np.ndarray | None, where: str
+        self,
+        out: Dataset,
+        plane: np.ndarray,
+        frame: Frame,
+        stored: np.ndarray,
+        mask: np.ndarray | None,
+        name: str,
+        where: str,
     ) -> None:
         """Store a result on the source's integers."""
         pixels, bits, slope, intercept = frame.pixels, frame.pixels.bits_stored, frame.slope, frame.intercept
@@ -184,8 +221,14 @@ class DicomSeriesWriter:
             values, clipped = to_stored(plane, float(out.RescaleSlope), 0.0, pixels.dtype, limits, where)
         if mask is not None:
             values = np.where(mask, stored, values)
+        wide = values
+        if clipped.any() and self._one_scale:
+            wide, _ = to_stored(plane, slope, intercept, np.dtype("i8"), _WIDE, where)
+            wide = wide if mask is None else np.where(mask, stored, wide)
+            self._wide.keep(name, wide)
+        self._wide.seen(wide)
         self.clipped += int(clipped.sum())
-        _put(out, values, bits, pixels.signed)
+        put_pixels(out, values, bits)
 
     def _set_signed_pixels(self, out: Dataset, plane: np.ndarray, frame: Frame, where: str) -> None:
         """Store another quantity than the source's: signed, on its slope, around 0."""
@@ -195,12 +238,4 @@ class DicomSeriesWriter:
         self.clipped += int(clipped.sum())
         if "RescaleSlope" in out or "RescaleIntercept" in out:
             out.RescaleSlope, out.RescaleIntercept = format_number_as_ds(frame.slope), "0"
-        _put(out, values, bits, True)
-
-
-def _put(out: Dataset, values: np.ndarray, bits_stored: int, signed: bool) -> None:
-    little = values.astype(values.dtype.newbyteorder("<"))
-    data = little.tobytes()
-    out.BitsAllocated, out.BitsStored, out.HighBit = values.dtype.itemsize * 8, bits_stored, bits_stored - 1
-    out.PixelRepresentation, out.SamplesPerPixel = int(signed), 1
-    out.add_new(Tag(0x7FE00010), "OB" if values.dtype.itemsize == 1 else "OW", data + bytes(len(data) % 2))
+        put_pixels(out, values, bits)

@@ -83,7 +83,7 @@ def checked_shape(shape: tuple[int, ...], where: str) -> tuple[int, int]:
     Raises:
         FormatError: Not two axes, or no instances.
     """
-    if len(shape) != 2 or shape[1] == 0:
+    if len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
         raise FormatError("features have the wrong form", where=where, found=tuple(shape), wanted="(n, d)")
     if shape[0] == 0:
         raise FormatError(

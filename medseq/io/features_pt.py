@@ -8,6 +8,7 @@ code to be run is refused. The numbers themselves are read as they are asked for
     many numbers (int64) and the numbers
 """
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = ["open_pt_bag"]
 _MAGIC = 0x1950A86A20F9469CFC6C
 # A description is text of some hundred bytes; features are not in it.
 _DESCRIPTION_BYTES = 16 << 20
+_LEGACY_BYTES = 1 << 20
 
 
 def open_pt_bag(path: Path, *, slide_id: str | None = None, patient_id: str | None = None) -> Bag:
@@ -71,8 +73,7 @@ def _zipped(path: Path, where: str) -> tuple[Any, dict[str, int], str | None]:
         order = f"{folder}byteorder"
         if order in names and archive.read(order) != b"little":
             raise FormatError("the numbers are big-endian", where=where, remedy="save them on a usual machine")
-        with archive.open(described) as stream:
-            content = read_description(stream, where)
+        content = read_description(io.BytesIO(archive.read(described)), where)
     prefix = f"{folder}data/"
     return content, {name.removeprefix(prefix): 0 for name in names if name.startswith(prefix)}, prefix
 
@@ -80,10 +81,10 @@ def _zipped(path: Path, where: str) -> tuple[Any, dict[str, int], str | None]:
 def _legacy(path: Path, where: str) -> tuple[Any, dict[str, int], str | None]:
     """Description and offset of each storage in the file."""
     with open(path, "rb") as stream:
-        if stream.read(1) != b"\x80":
-            raise FormatError("not a file of torch", where=where, wanted="what torch.save writes")
-        stream.seek(0)
-        magic, _, machine, content, keys = (read_description(stream, where) for _ in range(5))
+        # A damaged description may ask for more text than there is memory; here it gets what there is.
+        head = io.BytesIO(stream.read(_LEGACY_BYTES))
+        magic, _, machine, content, keys = (read_description(head, where) for _ in range(5))
+        stream.seek(head.tell())
         if magic != _MAGIC or not isinstance(keys, list) or not dict(machine).get("little_endian", True):
             raise FormatError("not a file of torch", where=where, wanted="what torch.save writes")
         sizes = {tensor.key: tensor.itemsize for tensor in _tensors(content)}

@@ -4,7 +4,9 @@ Nothing is memory-mapped: a file that shrinks under a map kills the process. No 
 that readers can be sent to other processes.
 """
 
+import errno
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -14,7 +16,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from medseq.errors import FormatError, RetryableError
+from medseq.errors import FormatError, MedseqError, RetryableError
 from medseq.io.privacy import path_label
 
 __all__ = ["FileArray", "H5Array", "NpzArray", "StoredArray", "h5_opened", "npy_header", "open_npy", "readable"]
@@ -22,6 +24,10 @@ __all__ = ["FileArray", "H5Array", "NpzArray", "StoredArray", "h5_opened", "npy_
 _BLOCK = 32 << 20
 _CUT_SHORT = "the file is cut short or damaged"
 _COPY = "copy the file again from its source"
+# NotImplementedError (an unknown compression) is a RuntimeError, UnicodeDecodeError (a damaged name) a ValueError;
+# h5py raises TypeError on damaged types.
+_DAMAGE: tuple[type[Exception], ...] = (zipfile.BadZipFile, zlib.error, struct.error, EOFError)
+_DAMAGE += (RuntimeError, KeyError, TypeError, ValueError, OverflowError)
 
 
 class StoredArray(Protocol):
@@ -45,20 +51,20 @@ def readable(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except FormatError:
+    except MedseqError:
         raise
     except OSError as error:
-        if error.errno is not None:
+        # EINVAL: a damaged archive sends the reader to a place before the beginning of the file.
+        if error.errno not in (None, errno.EINVAL):
             raise RetryableError(
                 "the file cannot be read",
                 where=where,
-                found=os.strerror(error.errno),
+                found=os.strerror(error.errno or 0),
                 wanted="a readable file",
                 remedy="check its permissions and the disk",
             ) from None
         raise FormatError(_CUT_SHORT, where=where, found="an unreadable file structure", remedy=_COPY) from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, KeyError, TypeError) as error:
-        # NotImplementedError (an unknown compression) is a RuntimeError too; h5py raises TypeError on damaged types.
+    except _DAMAGE as error:
         raise FormatError(_CUT_SHORT, where=where, found=type(error).__name__, remedy=_COPY) from None
 
 

@@ -1,6 +1,8 @@
 """Reconstructed images to files: HDF5 as the MR toolkits exchange it, and the header that NIfTI needs."""
 
 import contextlib
+import importlib.util
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ import numpy as np
 from medseq.errors import OutputError, ShapeError
 from medseq.io.atomic import clear, discard, fsync, publish, written
 from medseq.io.kspace import KSpaceReader
+from medseq.io.mrd_header import MRDHeader
 from medseq.io.volume import VolumeHeader, slice_affines
 
-__all__ = ["ReconstructionWriter", "centre_crop", "recon_header"]
+__all__ = ["ReconstructionWriter", "centre_crop", "dicom_lacks", "recon_header"]
 
 
 def centre_crop(images: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -48,6 +51,20 @@ def recon_header(reader: KSpaceReader) -> VolumeHeader:
         units="1",
         source=reader.source,
     )
+
+
+def dicom_lacks(reader: KSpaceReader) -> list[str]:
+    """What is missing before the images of a reader can be DICOM: they need a study and a place. Empty: nothing."""
+    header = reader.source.header
+    study = header.study if isinstance(header, MRDHeader) else {}
+    uid = study.get("studyInstanceUID", "")
+    needs = {
+        "an ISMRMRD header": isinstance(header, MRDHeader),
+        "studyInstanceUID": len(uid) <= 64 and re.fullmatch(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+", uid) is not None,
+        "the place of evenly spaced slices": reader.affine is not None,
+        "the package pydicom (medseq[dicom])": importlib.util.find_spec("pydicom") is not None,
+    }
+    return [name for name, there in needs.items() if not there]
 
 
 class ReconstructionWriter:

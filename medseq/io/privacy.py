@@ -15,7 +15,22 @@ __all__ = ["label", "path_label", "show_identifiers"]
 # Suffixes that say what a file is. Any other may be part of a name ("scan.SMITH_JOHN") and is dropped.
 _KNOWN_SUFFIXES = (
     *(".nii.gz", ".nii", ".dcm", ".dicom", ".ima", ".h5", ".hdf5", ".mrd", ".cfl", ".hdr", ".img", ".mha"),
-    *(".svs", ".ndpi", ".mrxs", ".scn", ".tiff", ".tif", ".npy", ".npz", ".pt", ".csv", ".tsv", ".json", ".yaml"),
+    *(
+        ".svs",
+        ".ndpi",
+        ".mrxs",
+        ".scn",
+        ".tiff",
+        ".tif",
+        ".npy",
+        ".npz",
+        ".pt",
+        ".zarr",
+        ".csv",
+        ".tsv",
+        ".json",
+        ".yaml",
+    ),
     *(".txt", ".md", ".pdf", ".png", ".jpg", ".jpeg", ".zip", ".gz", ".tar", ".xml", ".html", ".log"),
 )
 

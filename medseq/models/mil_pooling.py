@@ -84,7 +84,7 @@ def _pool(x: Float[Tensor, "batch n dim"], mask: Tensor | None, pool: Pool) -> t
 def tiny() -> dict[str, nn.Module]:
     """Small instances, for tests."""
     small: dict[str, Any] = {"in_dim": 12, "d_model": 16, "dropout": 0.0}
-    pooled: dict[str, nn.Module] = {pool: PoolingMIL(pool=pool, **small) for pool in ("mean", "max", "mean+max")}  # type: ignore[arg-type]
+    pooled: dict[str, nn.Module] = {pool: PoolingMIL(pool=pool, **small) for pool in ("mean", "max", "mean+max")}
     return {**pooled, "probe": LinearProbe(12, 3), "probe-max": LinearProbe(12, 1, "mean+max")}
 
 

@@ -36,8 +36,9 @@ class Hybrid(nn.Module):
         penalties: Wavelet penalties of which the best is chosen, as L1Wavelet's `lam`.
         iterations: Of compressed sensing.
         held_out: Share of the samples outside the calibration region that are held out, of patterns of single points;
-            patterns of lines have too few to tell, and take `line_share` and the middle penalty.
+            patterns of lines have too few to tell, and take `line_share` and `line_penalty`.
         line_share: w for patterns of lines.
+        line_penalty: Wavelet penalty for them.
     """
 
     image_kind = "complex"
@@ -48,20 +49,21 @@ class Hybrid(nn.Module):
         self,
         net: MoDL,
         orientations: int = 8,
-        penalties: Sequence[float] = (0.001, 0.002, 0.005, 0.012),
+        penalties: Sequence[float] = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.012),
         iterations: int = 50,
         held_out: float = 0.08,
         line_share: float = 0.6,
+        line_penalty: float = 0.005,
     ) -> None:
         super().__init__()
-        if not penalties or min(penalties) <= 0 or not 0 < held_out < 0.5 or not 0 <= line_share <= 1:
+        if not penalties or min(*penalties, line_penalty) <= 0 or not 0 < held_out < 0.5 or not 0 <= line_share <= 1:
             raise InputError("the mixture's settings are out of range", found=(tuple(penalties), held_out, line_share))
         if net.fft_origin != "centre" or net.fft_norm != "ortho":
             raise InputError("the mixture needs the centred, unitary convention", found=(net.fft_origin, net.fft_norm))
         self.net = net
         self.orientations = orientations
         self.penalties, self.iterations = tuple(penalties), iterations
-        self.held_out, self.line_share = held_out, line_share
+        self.held_out, self.line_share, self.line_penalty = held_out, line_share, line_penalty
         self.fft_origin: Origin = "centre"
         self.fft_norm: Norm = "ortho"
 
@@ -99,7 +101,7 @@ class Hybrid(nn.Module):
             shown, hidden = split_samples(sampled, self.held_out)
             if not bool(hidden.any()):
                 shares.append(torch.full((), self.line_share, device=kspace.device))
-                penalties.append(self.penalties[len(self.penalties) // 2])
+                penalties.append(self.line_penalty)
                 continue
             part = torch.where(shown, kspace, 0)
             sd = None if noise_sd is None else noise_sd[i : i + 1]

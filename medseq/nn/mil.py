@@ -7,15 +7,20 @@ of each are real, None means all. Padding never changes a result, and its attent
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from medseq.errors import ShapeError
+from medseq.ops.survival import survival_curve
 
-__all__ = ["Bags", "MILOutput", "masked_softmax", "padded"]
+__all__ = ["Bags", "MILOutput", "Target", "both_logits", "class_probabilities", "masked_softmax", "padded"]
+
+# What the logits of a model are: classes, ordered classes, or time bins.
+Target = Literal["class", "ordinal", "survival"]
 
 
 class MILOutput(NamedTuple):
@@ -118,3 +123,16 @@ def masked_softmax(scores: Float[Tensor, "batch *heads n"], mask: Bool[Tensor, "
         return scores.softmax(-1)
     shape = (len(mask), *(1,) * (scores.dim() - 2), mask.shape[1])
     return scores.masked_fill(~mask.view(shape), -torch.inf).softmax(-1)
+
+
+def class_probabilities(logits: Float[Tensor, "batch logits"], target: Target) -> Float[Tensor, "batch class"]:
+    """Probabilities of the classes; of survival, that the event falls in each bin, or, last, after all of them."""
+    if target == "class":
+        return both_logits(logits).softmax(-1)
+    through = F.pad(survival_curve(logits), (1, 0), value=1.0)
+    return torch.cat([through[:, :-1] - through[:, 1:], through[:, -1:]], 1)
+
+
+def both_logits(logits: Float[Tensor, "batch logits"]) -> Tensor:
+    """Two logits where there is one: the softmax of ``(0, x)`` is the sigmoid of x."""
+    return F.pad(logits, (1, 0)) if logits.shape[1] == 1 else logits

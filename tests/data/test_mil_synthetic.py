@@ -16,10 +16,8 @@ def test_parts_of_a_cohort_never_meet_and_repeat(seed):
     assert sorted(names) == sorted(SyntheticBags(30, "all", seed=seed).patient_ids)
     again = SyntheticBags(30, "val", seed=seed)
     assert all((a.features == b.features).all() for a, b in zip(parts[1], again, strict=True))
-    assert (
-        not (parts[1][0].features.shape == (x := SyntheticBags(30, "val", seed=seed + 1)[0].features).shape)
-        or (x != parts[1][0].features).any()
-    )
+    other = SyntheticBags(30, "val", seed=seed + 1)
+    assert not np.array_equal(parts[1][0].features[:20], other[0].features[:20])
 
 
 def test_patches_lie_on_a_grid_in_reading_order_and_witnesses_hang_together(seed):
@@ -97,5 +95,3 @@ def test_an_example_to_begin_with(tmp_path, monkeypatch):
         ]
         assert sum(map(len, parts)) == example.bags
         assert (parts[0][0].coords is None) == (not example.simulated)
-    # Again over what is there.
-    assert write_mil_example(tmp_path / "simulated") == simulated

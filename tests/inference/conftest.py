@@ -161,3 +161,17 @@ def tree(folder: Path, *, without=("run.sqlite", "run.sqlite-wal", "run.sqlite-s
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.startswith(tuple(without))
     }
+
+
+@pytest.fixture(scope="session")
+def recon_bundle(tmp_path_factory):
+    """A small untrained reconstruction network."""
+    import torch
+
+    from medseq.models.recon_modl import MoDL
+    from tests.inference.test_recon_folder import SIZES, save
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = MoDL(**SIZES)
+    return save(tmp_path_factory.mktemp("bundle") / "tiny-recon", model, "medseq.models.recon_modl.MoDL", SIZES)

@@ -88,3 +88,22 @@ def test_renderings_hold_every_number():
     back = json.loads(dump([made], {"machine": "x"}))
     assert back["machine"] == "x"
     assert back["tables"][0]["scores"][-1]["PSNR"] is None
+
+
+def test_tables_come_back_from_json_and_lose_methods():
+    import json
+    import math
+
+    from medseq.inference.evaluate import dump, restored
+
+    table = Table("t", "n = 2")
+    for case in ("a", "b"):
+        table.add("ours", case, "p", {"NRMSE": 0.1, "residual": float("nan")})
+        table.add("theirs", case, "p", {"NRMSE": 0.2, "residual": 0.3})
+    back = restored(json.loads(dump([table], {"script": "x"})))["t"]
+    assert (back.note, back.methods) == ("n = 2", ["ours", "theirs"])
+    assert back.values("theirs", "residual") == {"a": 0.3, "b": 0.3}
+    assert all(math.isnan(value) for value in back.values("ours", "residual").values())
+    less = back.without(["ours"])
+    assert less.methods == ["theirs"]
+    assert back.methods == ["ours", "theirs"]

@@ -157,7 +157,7 @@ def test_given_maps_are_preferred_and_can_be_asked_for(rng):
     assert prepare_slice(part(scan), "auto", "ortho", CPU).maps_from == "given"
     assert prepare_slice(part(scan), "espirit", "ortho", CPU).maps_from == "espirit"
     assert prepare_slice(part(scan), "estimate", "ortho", CPU).maps_from == "estimate"
-    with pytest.raises(InputError, match=r"holds no sensitivity maps.*--sens espirit"):
+    with pytest.raises(InputError, match=r"holds no sensitivity maps.*--sens-maps.*--sens espirit"):
         prepare_slice(part(scan, maps=False), "given", "ortho", CPU)
 
 
@@ -231,3 +231,26 @@ def test_a_network_that_fails_is_told(rng):
 
     with pytest.raises(BackendError, match="not finite"):
         reconstruct_slice(Broken(), prepare_slice(part(scene(rng)), "auto", "ortho", CPU))
+
+
+def test_bundles_name_one_rule_for_the_scale(tmp_path):
+    from medseq.errors import BundleError
+    from medseq.inference.recon import ReconPredictor
+    from tests.inference.test_recon_folder import SIZES, save
+
+    class_path = "medseq.models.recon_modl.MoDL"
+    rules = {
+        "none": [],
+        "one": ["medseq.data.recon_scale.CoilImageMax"],
+        "two": ["medseq.data.recon_scale.CoilImageMax"] * 2,
+        "image": ["medseq.data.transforms.RobustScale"],
+    }
+    for name, chain in rules.items():
+        preprocess = [{"class_path": rule} for rule in chain]
+        model = recon_modl.MoDL(**SIZES)
+        bundle = save(tmp_path / name, model, class_path, SIZES, preprocess=preprocess)
+        if name in ("two", "image"):
+            with pytest.raises(BundleError, match="preprocess does not fit raw data.*at most one rule"):
+                ReconPredictor(bundle)
+        else:
+            ReconPredictor(bundle)

@@ -18,14 +18,13 @@ from medseq.inference.bundle import save_bundle
 from medseq.inference.ledger import Ledger
 from medseq.inference.run import check_run, predict_folder
 from medseq.io.kspace_bart import write_cfl
-from medseq.models.recon_modl import MoDL
 from tests.io.kspace_synthetic import fft2c, head_images, head_kspace, header_xml
 
 PLANTED = "PLANTEDNAME"
 SIZES = {"cascades": 1, "width": 4, "memory": 1, "iterations": 2}
 
 
-def save(folder, model, class_path, init_args):
+def save(folder, model, class_path, init_args, **more):
     """A bundle with the sections of the shipped one."""
     config = {
         "name": folder.name,
@@ -35,17 +34,9 @@ def save(folder, model, class_path, init_args):
         "input": {"kind": "kspace", "modality": ["MR"], "units": "1", "fft": "centre"},
         "output": {"kind": "volume", "units": "1"},
         "checks": [{"name": "data_residual", "max": 0.9, "unit": "1"}],
+        **more,
     }
     return save_bundle(folder, config, model.state_dict(), metadata={"intended_use": "tests"}, card="# Tiny\n")
-
-
-@pytest.fixture(scope="session")
-def recon_bundle(tmp_path_factory):
-    """A small untrained MoDL."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = MoDL(**SIZES)
-    return save(tmp_path_factory.mktemp("bundle") / "tiny-recon", model, "medseq.models.recon_modl.MoDL", SIZES)
 
 
 def lines(cols):
@@ -261,6 +252,43 @@ def test_other_number_types(recon_bundle, tmp_path, rng, dtype):
     fastmri(tmp_path / "in" / "a.h5", stored)
     summary = predict_folder(recon_bundle, tmp_path / "in", tmp_path / "out", orientations=1)
     assert summary.counts["done"] == 1, by_name(tmp_path / "out")
+
+
+@pytest.mark.parametrize("shape", [(1, 25, 27), (1, 24, 28), (2, 33, 30)])
+def test_one_coil_and_odd_sizes(recon_bundle, tmp_path, rng, shape):
+    (tmp_path / "in").mkdir()
+    # fastMRI keeps single-coil data without an axis of coils.
+    fastmri(tmp_path / "in" / "a.h5", head_kspace(rng, shape[0], 1, *shape[1:])[:, 0] * lines(shape[2]))
+    summary = predict_folder(recon_bundle, tmp_path / "in", tmp_path / "out", orientations=1)
+    assert summary.counts["done"] == 1, by_name(tmp_path / "out")
+    with h5py.File(next((tmp_path / "out").glob("*/result.h5"))) as file:
+        assert file["reconstruction"].shape == shape
+
+
+def test_another_fourier_convention_is_seen_or_obeyed(recon_bundle, tmp_path, rng):
+    (tmp_path / "in").mkdir()
+    kspace = head_kspace(rng, 1, 3, 32, 36)
+    np.save(tmp_path / "in" / "a.npy", kspace)
+    images = {}
+    for name, stored, fft in (
+        ("centre", kspace, None),
+        ("seen", np.fft.ifftshift(kspace, axes=(-2, -1)), None),
+        ("told", np.fft.ifftshift(kspace, axes=(-2, -1)), "corner"),
+        ("wrong", kspace, "corner"),
+    ):
+        np.save(tmp_path / "in" / "a.npy", stored)
+        predict_folder(recon_bundle, tmp_path / "in", tmp_path / name, orientations=1, fft=fft)
+        item = by_name(tmp_path / name)["a.npy"][0][0]
+        flagged = "fft-convention" in {flag["code"] for flag in item.flags if flag["level"] == "warn"}
+        assert flagged == (name in ("seen", "wrong")), (name, item.flags)
+        if item.state == "done":
+            with h5py.File(next((tmp_path / name).glob("*/result.h5"))) as file:
+                images[name] = file["reconstruction"][0]
+    for name in ("seen", "told"):
+        # Samples at the corner mean an image that starts at the corner, or one that is moved to the middle.
+        shift = np.fft.fftshift(images[name])
+        close = min(np.linalg.norm(x - images["centre"]) for x in (images[name], shift))
+        assert close < 0.02 * np.linalg.norm(images["centre"]), name
 
 
 def test_fewer_coils_change_little(recon_bundle, tmp_path, rng):

@@ -41,7 +41,6 @@ def test_the_file_is_what_trident_writes(tmp_path, rng, dtype):
         assert dict(file["features"].attrs) == {"name": "slide-1", "encoder": "stain-stats"}
         wanted = {"name": "slide-1", "mpp": 0.5, "patch_size_level0": 512, "patch_size": 256, "overlap": 0}
         assert dict(file["coords"].attrs) == wanted
-        # No path and no time in the file: the same bag is the same bytes.
         assert dict(file.attrs) == {"slide_id": "slide-1", "patient_id": "p-1"}
 
 
@@ -56,6 +55,9 @@ def test_a_writer_continues_where_the_last_one_ended(tmp_path, rng):
     BagWriter(tmp_path / "a.h5", 6, **ABOUT).commit()
     with h5py.File(tmp_path / "a.h5") as file:
         assert np.array_equal(file["features"][()], np.concatenate([features for features, _ in parts]))
+    at_once = BagWriter(tmp_path / "b.h5", 6, **ABOUT)
+    at_once.append(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    assert at_once.commit().read_bytes() == (tmp_path / "a.h5").read_bytes()
 
 
 def test_every_cut_of_the_log_leaves_whole_appends(tmp_path, rng):

@@ -3,8 +3,6 @@
 `dciodvfy` (Debian package dicom3tools) is run on every file; its exit code says little, its 'Error' lines are compared.
 """
 
-import shutil
-import subprocess
 import warnings
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pydicom.data
 import pytest
 
 from medseq.io.dicom import DicomSeriesWriter, group_dicom, open_dicom
+from tests.io.dciodvfy import errors
 from tests.io.synthetic import OBLIQUE, enhanced, save, stack
 
 MADE = {
@@ -23,16 +22,6 @@ MADE = {
     "created_utc": "2026-11-22T10:11:12Z",
 }
 ROOTS = (Path(pydicom.data.__file__).parent / "test_files", Path(data_store.__file__).parent / "data")
-
-
-def errors(path: Path) -> set[str]:
-    tool = shutil.which("dciodvfy")
-    assert tool, "dciodvfy is missing: apt-get install dicom3tools (make system-test-deps)"
-    done = subprocess.run([tool, str(path)], capture_output=True, text=True, errors="replace", check=False)
-    lines = (done.stdout + done.stderr).splitlines()
-    # The first lines name the object class; without them the tool did not run.
-    assert any("Image" in line or line.startswith(("Warning", "Error")) for line in lines), lines
-    return {line for line in lines if line.startswith("Error")}
 
 
 def real():

@@ -152,11 +152,11 @@ def test_the_derived_series_is_single_frame_and_lies_where_the_source_lies(tmp_p
 
 def test_an_enhanced_class_without_a_single_frame_one_is_refused(tmp_path, rng):
     ds = enhanced(stack(rng))
-    ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.130"
-    ds.Modality = "PT"
+    ds.SOPClassUID = "1.2.840.10008.5.1.4.1.1.13.1.1"
+    ds.Modality = "XA"
     reader = read_one(save([ds], tmp_path)[0])
     writer = DicomSeriesWriter(tmp_path / "out", **MADE)
-    with pytest.raises(OutputError, match="Enhanced PET Image Storage.*NIfTI") as caught:
+    with pytest.raises(OutputError, match="X-Ray 3D Angiographic.*NIfTI") as caught:
         writer.begin(reader.header)
     assert not any(word in str(caught.value).lower() for word in PLANTED)
     assert not (tmp_path / "out").exists()

@@ -342,3 +342,21 @@ def test_pieces_hold_instances(rng):
     assert [len(piece) for piece in read_chunks(bag, 2)] == [2, 2, 1]
     with pytest.raises(InputError, match="found 0"):
         next(read_chunks(bag, 0))
+
+
+# Python's own reader of pickles warns of a damaged text.
+@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["pt", "pt-legacy", "npz", "npz-compressed"])
+def test_damage_is_a_bag_or_an_error_of_ours(tmp_path, rng, kind):
+    path = write(tmp_path, kind, rng.normal(size=(5, 3)).astype("f4"), np.arange(10).reshape(5, 2))
+    whole, refused = path.read_bytes(), 0
+    for _ in range(100):
+        mutant = bytearray(whole)
+        for place in rng.integers(0, len(whole), int(rng.integers(1, 4))):
+            mutant[place] = rng.integers(256)
+        path.write_bytes(mutant)
+        try:
+            list(read_chunks(open_bag(path)))
+        except InputError:
+            refused += 1
+    assert refused

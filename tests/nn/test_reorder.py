@@ -88,7 +88,7 @@ def test_a_hilbert_order_keeps_neighbours_closer_than_rows_do():
     coords = grid(32, 32)
     distances = {}
     for name, order in (("hilbert", hilbert_order(coords)), ("row", row_order(coords))):
-        place = order.inverse.view(32, 32)
+        place = order.places.view(32, 32)
         distances[name] = (place[1:] - place[:-1]).abs().float().median()
     assert distances["hilbert"] < distances["row"]
 
