@@ -108,7 +108,7 @@ def make_bundle(
         about["version"] = str(about["version"])
     content = {"model": settings["net"], "preprocess": settings.get("preprocess") or [], **about}
     if "output" in about and isinstance(checkpoint.get("output"), dict):
-        # What the training has fitted to its validation cases: threshold and temperature.
+        # What the logits are, and what was fitted to validation cases: threshold and temperature.
         content["output"] = {**about["output"], **checkpoint["output"]}
     weights, which = _weights(checkpoint["state_dict"])
     if "model" in about:

@@ -45,7 +45,7 @@ class CasePredictions(NamedTuple):
 
     def take(self, rows: np.ndarray) -> "CasePredictions":
         """Some of the rows."""
-        kept = {
+        kept: dict[str, Any] = {
             name: None if part is None else part[rows] for name, part in self._asdict().items() if name != "patient"
         }
         return self._replace(patient=[self.patient[i] for i in rows], **kept)

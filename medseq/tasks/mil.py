@@ -136,7 +136,7 @@ class MILTask(AveragedTask):
             return
         seen = Predictions.joined(self._seen).by_patient()
         point = operating_point(seen)
-        checkpoint["output"] = point
+        checkpoint["output"] = {"target": self.criterion.target, **point}
         found = scores(seen.calibrated(point.get("temperature")), point.get("threshold"))
         known = {name: value for name, value in found.items() if np.isfinite(value)}
         checkpoint["validation"] = {"patients": len(seen.patient), **known}

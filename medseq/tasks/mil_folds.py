@@ -112,7 +112,7 @@ def _fold(
     )
 
 
-def _best_weights(task: MILTask, trainer: pl.Trainer) -> dict[str, float]:
+def _best_weights(task: MILTask, trainer: pl.Trainer) -> dict[str, Any]:
     """Load the weights that validation liked best; returns the operating point that lies beside them."""
     path = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if not path:

@@ -147,6 +147,7 @@ def test_the_checkpoint_carries_operating_point_and_spread(tmp_path):
     cases = data(effect=6.0)
     task, _ = fit(tmp_path, net, cases, 3, options={"enable_checkpointing": True, "callbacks": [keep]})
     saved = torch.load(keep.best_model_path, weights_only=True)
+    assert saved["output"]["target"] == "class"
     assert 0.05 <= saved["output"]["temperature"] <= 20
     assert 0 < saved["output"]["threshold"] < 1
     assert saved["validation"]["patients"] == len(cases.val.cases)
