@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from medseq.data.coil_fields import coil_maps, smooth_field
 from medseq.data.simulate import acquire, add_phase
 from medseq.inference.bundle import load_bundle
-from medseq.inference.evaluate import Table, dump
+from medseq.inference.evaluate import Table, dump, restored
 from medseq.inference.recon_slice import prepare_slice, reconstruct_slice
 from medseq.io.kspace import KSpaceSlice
 from medseq.ops.coils import divide_or_zero, rss
@@ -277,6 +277,41 @@ def judge(
     return ours, other
 
 
+def _means(table: Table, metric: str) -> tuple[float, float]:
+    a, b = (table.summary(method, metric).mean for method in ("mri-recon", "bart pics"))
+    return a, b
+
+
+def _lost(table: Table) -> list[str]:
+    pairs = {metric: _means(table, metric) for metric in ("same maps", "own maps")}
+    return [f"{table.title}, {metric}: {a:.4f} against {b:.4f}" for metric, (a, b) in pairs.items() if not a < b]
+
+
+def _row(table: Table) -> str:
+    pairs = [_means(table, metric) for metric in ("same maps", "own maps")]
+    return f"| {table.title} | " + " | ".join(f"{a:.4f} | {b:.4f} | {a / b:.3f}" for a, b in pairs) + " |"
+
+
+def _page(tables: dict[str, Table], n: int, kind: str, orientations: int) -> str:
+    lines = [
+        "# Scans unlike the training",
+        "",
+        f"Made by `python benchmarks/recon_stress.py`; simulated, NRMSE, n = {n} heads ({kind}), {orientations} views.",
+        "",
+        "| scan | same maps: mri-recon | `bart pics` | ratio | own maps: mri-recon | `bart pics` | ratio |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *(_row(table) for table in tables.values()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _earlier(out: Path | None, bundle_hash: str) -> dict[str, Table]:
+    """What an earlier run of the same bundle left."""
+    path = None if out is None else out.with_suffix(".json")
+    content = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    return restored(content) if content.get("bundle_hash") == bundle_hash else {}
+
+
 def main() -> int:
     """Run, print, write and judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -292,40 +327,27 @@ def main() -> int:
     people, weights = heads(arguments.heads), WEIGHTS
     if arguments.quick:
         people, weights, net.orientations = people[:2], WEIGHTS[1:5], 2
-    lines = [
-        "| scan | same maps: mri-recon | `bart pics` | ratio | own maps: mri-recon | `bart pics` | ratio |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    tables, lost = [], []
-    for line in lines:
-        print(line, flush=True)
+    tables = _earlier(arguments.out, bundle.hash)
     for name in arguments.only:
         table = Table(name)
         for number, head in enumerate(people):
             ours, theirs = judge(net, scan(head, VARIANTS[name], 100 + number), weights)
             table.add("mri-recon", head.name, head.patient, ours)
             table.add("bart pics", head.name, head.patient, theirs)
-        cells = []
-        for metric in ("same maps", "own maps"):
-            a, b = (table.summary(method, metric).mean for method in ("mri-recon", "bart pics"))
-            cells += [f"{a:.4f}", f"{b:.4f}", f"{a / b:.3f}"]
-            if not a < b:
-                lost.append(f"{name}, {metric}: {a:.4f} against {b:.4f}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
-        tables.append(table)
-    if arguments.out is not None:
-        about = {
-            "script": "benchmarks/recon_stress.py",
-            "bundle_hash": bundle.hash,
-            "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread",
-            "heads": [head.name for head in people],
-            "lost": lost,
-        }
-        arguments.out.with_suffix(".json").write_text(dump(tables, about))
-        about_heads = f"simulated, n = {len(people)} heads ({arguments.heads})"
-        top = f"# Scans unlike the training\n\nMade by `python benchmarks/recon_stress.py`; {about_heads}.\n\n"
-        arguments.out.with_suffix(".md").write_text(top + "\n".join(lines) + "\n")
+        tables[name] = table
+        print(_row(table), flush=True)
+        if arguments.out is not None:
+            about = {
+                "script": "benchmarks/recon_stress.py",
+                "bundle_hash": bundle.hash,
+                "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread",
+                "heads": [head.name for head in people],
+                "orientations": net.orientations,
+            }
+            # After every scan: a run that is stopped keeps what it has, and the next one adds to it.
+            arguments.out.with_suffix(".json").write_text(dump(list(tables.values()), about))
+            arguments.out.with_suffix(".md").write_text(_page(tables, len(people), arguments.heads, net.orientations))
+    lost = [text for name in arguments.only for text in _lost(tables[name])]
     for text in lost:
         print("NOT MET:", text)
     print(json.dumps({"scans": len(arguments.only), "lost": len(lost)}))

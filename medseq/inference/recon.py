@@ -98,7 +98,9 @@ class ReconPredictor:
         """Peak bytes above the loaded model (an upper guess), and seconds at the pace of the items so far."""
         rows, cols = header.recon_shape
         # Oversampling doubles an axis; coils, their k-space and the iterations' copies; 64 channels of the network.
-        return Estimate(8 * 2 * rows * cols * (6 * self._params.virtual_coils + 64), self._seconds_per_slice * header.n)
+        peak = 8 * 2 * rows * cols * (6 * self._params.virtual_coils + 64)
+        # A gradient keeps what passes through every cascade.
+        return Estimate(8 * peak if self._params.adapt else peak, self._seconds_per_slice * header.n)
 
     def predict(
         self, reader: KSpaceReader, sink: Sink, *, should_stop: Callable[[], bool] = lambda: False
