@@ -229,7 +229,7 @@ def route(
     series, left = series_facts(paths)
     answers: list[dict[str, Any]] = []
     for facts in series:
-        decision = rules.decide(facts.values, ours=facts.ours)
+        decision = rules.decide(facts.values, ours=facts.ours, unfit=facts.unfit)
         values = {k: v for k, v in facts.values.items() if show_identifiers or k != "SeriesDescription"}
         answers.append(
             {

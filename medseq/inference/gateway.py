@@ -186,7 +186,7 @@ class Gateway:
         job.decisions = [{"series": name, "route": None, "reason": reason} for name, reason in left]
         chosen = []
         for facts in series:
-            decision = self.routes.decide(facts.values, ours=facts.ours)
+            decision = self.routes.decide(facts.values, ours=facts.ours, unfit=facts.unfit)
             name = decision.route.name if decision.route else None
             folder = facts.files[0].parent.name
             job.decisions.append({"series": folder, "route": name, "reason": decision.reason})

@@ -103,15 +103,16 @@ class Routes(_Strict):
             raise ValueError(f"no such destination: {', '.join(sorted(missing))}")
         return self
 
-    def decide(self, values: Mapping[str, str], *, ours: bool = False) -> "Decision":
+    def decide(self, values: Mapping[str, str], *, ours: bool = False, unfit: str | None = None) -> "Decision":
         """The first route whose conditions all hold.
 
         Args:
             values: Fact -> what the series says.
             ours: The series was made by medseq.
+            unfit: Why it is no input at all, or None.
         """
-        if ours:
-            return Decision(None, _OWN, ())
+        if ours or unfit:
+            return Decision(None, _OWN if ours else str(unfit), ())
         steps = []
         for route in self.routes:
             mismatch = route.mismatch(values)

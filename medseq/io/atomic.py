@@ -13,7 +13,7 @@ from pathlib import Path
 
 from medseq.errors import MedseqError, OutputError, RetryableError
 
-__all__ = ["clear", "discard", "fsync", "partial_path", "publish", "publish_bytes", "written"]
+__all__ = ["clear", "discard", "fsync", "partial_path", "publish", "publish_bytes", "whole", "written"]
 
 _PERMANENT = {
     errno.EACCES,
@@ -100,6 +100,18 @@ def _as_medseq_error(error: OSError, where: str) -> MedseqError:
 
 def _replaced_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.replaced")
+
+
+@contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """Where to write `target`, which is published at the end of the block, or not at all if the block fails."""
+    partial = clear(target)
+    try:
+        yield partial
+    except BaseException:
+        discard(partial)
+        raise
+    publish(partial, target)
 
 
 def publish_bytes(partial: Path, target: Path, data: bytes) -> None:

@@ -6,13 +6,14 @@ behind, and how much was is said in the notes.
 
 import os
 import re
+import tokenize
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medseq.errors import FormatError
-from medseq.io.atomic import clear, publish, publish_bytes, written
+from medseq.io.atomic import clear, fsync, publish_bytes, whole, written
 from medseq.io.deidentify import FACES, Cleaned, Identifiers, Options, Pseudonyms, Refused
 from medseq.io.deidentify_mrd import clean_mrd_header, mrd_patient
 from medseq.io.privacy import path_label
@@ -47,20 +48,19 @@ def deidentify_hdf5(path: Path, name: str, out: Path, names: Pseudonyms, options
             folder = out / names.patient(patient) if patient else out
             suffix = path.suffix.lower() if path.suffix.lower() in (".h5", ".hdf5", ".mrd") else ".h5"
             target = folder / f"file-{names.name('file', name)}{suffix}"
-            partial = clear(target)
-            with written("the output"), h5py.File(partial, "w", track_order=True) as new:
-                copier = _Copier(patient, marks, names, options, where)
-                copier.group(source, new)
+            with whole(target) as partial:
+                with h5py.File(partial, "w", track_order=True) as new:
+                    copier = _Copier(patient, marks, names, options, where)
+                    copier.group(source, new)
                 if not copier.arrays:
                     raise Refused("no data set that is known", where=where, wanted="kspace, or an ISMRMRD dataset")
-            with written("the output"):
-                descriptor = os.open(partial, os.O_RDONLY)
-                os.fsync(descriptor)
-                os.close(descriptor)
-            publish(partial, target)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+                fsync(partial)
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         if isinstance(error, Refused | FormatError):
             raise
+        if isinstance(error, OSError) and error.errno is not None:
+            with written("the output"):
+                raise
         raise FormatError("the HDF5 file cannot be read", where=where, found=type(error).__name__) from None
     left = (f"{copier.dropped} unknown data sets, texts or attributes were left out",) if copier.dropped else ()
     return Cleaned(target, (FACES, *left))
@@ -71,18 +71,15 @@ def deidentify_array(path: Path, name: str, out: Path, names: Pseudonyms) -> Cle
     where = path_label(path)
     try:
         array = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, tokenize.TokenError):
         raise FormatError("not a numpy array", where=where) from None
     if array.dtype.kind not in "biufc":
         raise Refused("not an array of numbers", where=where, found=array.dtype)
     target = out / f"file-{names.name('file', name)}.npy"
-    partial = clear(target)
-    with written("the output"):
-        with open(partial, "wb") as file:
-            np.save(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(partial, target)
+    with whole(target) as partial, written("the output"), open(partial, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
     return Cleaned(target, (FACES,))
 
 
@@ -99,16 +96,14 @@ def deidentify_bart(path: Path, name: str, out: Path, names: Pseudonyms) -> Clea
         raise FormatError("the array is not as large as its header says", where=where, found=f"{sizes}")
     stem = names.name("file", name.removesuffix(path.suffix))
     target = out / f"file-{stem}.cfl"
-    partial = clear(target)
-    with written("the output"):
+    text = f"# Dimensions\n{' '.join(map(str, sizes))}\n".encode()
+    publish_bytes(clear(target.with_suffix(".hdr")), target.with_suffix(".hdr"), text)
+    with whole(target) as partial, written("the output"):
         with open(path, "rb") as source, open(partial, "wb") as file:
             while block := source.read(1 << 20):
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
-    text = f"# Dimensions\n{' '.join(map(str, sizes))}\n".encode()
-    publish_bytes(clear(target.with_suffix(".hdr")), target.with_suffix(".hdr"), text)
-    publish(partial, target)
     return Cleaned(target, (FACES,))
 
 

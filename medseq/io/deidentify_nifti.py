@@ -2,13 +2,14 @@
 
 import gzip
 import os
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from medseq.errors import FormatError
-from medseq.io.atomic import clear, publish, written
+from medseq.io.atomic import whole, written
 from medseq.io.deidentify import FACES, Cleaned, Pseudonyms
 from medseq.io.nifti import open_nifti
 from medseq.io.privacy import path_label
@@ -46,9 +47,8 @@ def deidentify_nifti(path: Path, name: str, out: Path, names: Pseudonyms) -> Cle
     nifti["vox_offset"] = size + 4
     suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
     target = out / f"file-{names.name('file', name)}{suffix}"
-    partial = clear(target)
     length = int(np.prod(header.shape, dtype=object)) * nifti.get_data_dtype().itemsize
-    with written("the output"), open(partial, "wb") as file:
+    with whole(target) as partial, written("the output"), open(partial, "wb") as file:
         # No name and no time in the gzip header.
         stream = gzip.GzipFile("", "wb", 1, fileobj=file, mtime=0) if suffix == ".nii.gz" else file
         stream.write(nifti.binaryblock + bytes(4))
@@ -57,21 +57,27 @@ def deidentify_nifti(path: Path, name: str, out: Path, names: Pseudonyms) -> Cle
             stream.close()
         file.flush()
         os.fsync(file.fileno())
-    publish(partial, target)
     # NIfTI does not say which part of the body it shows.
     return Cleaned(target, (FACES,))
 
 
 def _copy(path: Path, start: int, length: int, stream: BinaryIO) -> None:
     opener = gzip.open if path.name.lower().endswith(".gz") else open
+    where = path_label(path)
     with opener(path, "rb") as source:
-        left = start
-        while left:
-            left -= len(source.read(min(left, _BLOCK)) or bytes(left))
-        left = length
-        while left:
-            block = source.read(min(left, _BLOCK))
-            if not block:
-                raise FormatError("the voxels are cut short", where=path_label(path), found=f"{left} bytes are missing")
-            stream.write(block)
-            left -= len(block)
+
+        def block(left: int) -> bytes:
+            try:
+                data = source.read(min(left, _BLOCK))
+            except (EOFError, zlib.error, gzip.BadGzipFile):
+                raise FormatError("the compressed voxels are damaged", where=where) from None
+            if not data:
+                raise FormatError("the voxels are cut short", where=where, found=f"{left} bytes are missing")
+            return data
+
+        while start:
+            start -= len(block(start))
+        while length:
+            data = block(length)
+            stream.write(data)
+            length -= len(data)

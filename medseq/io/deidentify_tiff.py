@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from medseq.errors import FormatError
-from medseq.io.atomic import clear, publish, written
+from medseq.io.atomic import whole, written
 from medseq.io.deidentify import Cleaned, Pseudonyms, Refused
 from medseq.io.deidentify_codestream import without_comments
 from medseq.io.privacy import path_label
@@ -63,14 +63,12 @@ def deidentify_tiff(path: Path, name: str, out: Path, names: Pseudonyms) -> Clea
             order, big, directories = _read(source, where)
             kept = [d for d in directories if _TILE_WIDTH in d.tags and not _is_photograph(d, order)]
             _check(kept, order, where)
-            partial = clear(target)
-            with written("the output"), open(partial, "wb") as file:
+            with whole(target) as partial, written("the output"), open(partial, "wb") as file:
                 _Writer(file, order, big).write(source, kept, where)
                 file.flush()
                 os.fsync(file.fileno())
-    except (struct.error, KeyError, OverflowError):
+    except (struct.error, LookupError, OverflowError):
         raise FormatError("the TIFF makes no sense", where=where) from None
-    publish(partial, target)
     dropped = len(directories) - len(kept)
     return Cleaned(target, (f"{dropped} pictures (label, macro, thumbnail) were left out",) if dropped else ())
 

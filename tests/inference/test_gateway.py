@@ -159,6 +159,22 @@ def test_series_that_no_route_takes_are_left_with_a_reason(tmp_path, clock, pred
     assert not [mark for mark in make.planted if mark in text]
 
 
+def test_a_study_of_scouts_alone_is_done_with_a_reason(tmp_path, clock, predict, arrive):
+    import pydicom
+
+    spool = Spool(tmp_path / "spool")
+    arrive(spool)
+    for path in spool.incoming.rglob("*.dcm"):
+        ds = pydicom.dcmread(path)
+        ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        ds.save_as(path)
+    clock.now += 61
+    gateway_on(spool, clock, predict).step()
+    (job,) = spool.jobs("done")
+    assert [row["reason"] for row in job.decisions] == ["a scout (localizer), not part of the volume"]
+    assert predict.calls == []
+
+
 def test_trouble_that_may_pass_is_tried_again_later_and_then_given_up(tmp_path, clock, predict, arrive, caplog, make):
     spool = Spool(tmp_path / "spool")
     gateway = gateway_on(spool, clock, predict, attempts=3)

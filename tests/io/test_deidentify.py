@@ -301,6 +301,26 @@ def test_a_second_run_writes_the_same_bytes(names, tmp_path, rng):
     assert results[0] == results[1]
 
 
+def test_damaged_files_end_with_a_reason_and_leave_no_halves(names, tmp_path, rng):
+    folder = corpus(tmp_path / "in", rng)
+    whole = [p for p in sorted(folder.rglob("*")) if p.suffix in (".dcm", ".nii", ".gz", ".h5", ".svs", ".npy")]
+    mutants = tmp_path / "mutants"
+    mutants.mkdir()
+    for number in range(150):
+        source = whole[number % len(whole)]
+        data = bytearray(source.read_bytes())
+        if number % 3 == 0:
+            data = data[: rng.integers(1, len(data))]
+        for at in rng.integers(0, min(len(data), 4000), rng.integers(1, 10)):
+            data[at] = rng.integers(0, 256)
+        (mutants / f"{number:03d}{''.join(source.suffixes[-2:])}").write_bytes(data)
+    # Every file in one call: nothing may stop it.
+    summary = deidentify_folder(mutants, tmp_path / "out")
+    assert sum(summary.counts.values()) == 150
+    assert summary.counts["failed"] > 10
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]
+
+
 def test_the_command_ends_with_a_report_and_an_exit_code(names, tmp_path, rng):
     from typer.testing import CliRunner
 
