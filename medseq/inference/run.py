@@ -2,57 +2,52 @@
 
     OUT/<item_id>/…    results (layout: `medseq.inference.outputs.Layout`)
     OUT/run.sqlite     what became of every input (`medseq.inference.ledger`)
-    OUT/report.json    the run as data;  OUT/report.html  the same for people
-    OUT/.work/         staging of the item in progress;  OUT/.run.lock  held while a run is working
+    OUT/report.json    the run as data;  OUT/report.html  the same for people;  OUT/report/<item_id>.html  one item
+    OUT/.work/         staging of the items in progress;  OUT/.run.lock  held while a run is working
 
-Order that makes a kill at any moment harmless: results are written to staging and fsynced; their names and hashes go
-to the ledger; they are renamed; the item becomes ``done``. A run that starts removes what is in staging, queues items
-that were running, and repeats them: same input, same bytes.
-
-One process works through the items here. `medseq.inference.worker.run_item` is what a process of a pool would run:
-the loop in `_work` is the only place that knows both the ledger and the predictor.
+This file says in which order; each step has its own: `discover`, `plan` (what is to be done), `staffing` (who does it),
+`engine` (the loop), `run_report`.
 """
 
 import hashlib
 import json
 import logging
 import os
-import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from medseq import __version__
-from medseq.errors import InputError, MedseqError, OutputError
+from medseq.errors import InputError
 from medseq.inference.bundle import Bundle, load_bundle
-from medseq.inference.check import LEDGER, CheckSummary, check_run, output_problem
+from medseq.inference.check import LEDGER, CheckSummary, check_run
+from medseq.inference.crew import Crew
 from medseq.inference.discover import discover, input_root
+from medseq.inference.engine import Engine, Progress
 from medseq.inference.environment import environment
-from medseq.inference.ledger import ItemRow, Ledger, RunRow
-from medseq.inference.outputs import WORK, Identity, publish
+from medseq.inference.inline import InlineCrew
+from medseq.inference.ledger import Ledger, RunRow
+from medseq.inference.outputs import Identity
 from medseq.inference.params import resolve_params
 from medseq.inference.plan import register, requeue, require_something
-from medseq.inference.predictor import Predictor, Stopped
+from medseq.inference.pool import PoolCrew
+from medseq.inference.predictors import predictor_for
 from medseq.inference.recon_params import SensMethod
-from medseq.inference.report import render_report
-from medseq.inference.report_json import build_report
-from medseq.inference.run_folder import archive, lock, prepared, remove_empty, require_apart, write_text
-from medseq.inference.worker import ItemTask, describe_failure, run_item
+from medseq.inference.run_folder import archive, lock, prepared, require_apart
+from medseq.inference.run_report import RunReport
+from medseq.inference.shared_weights import shared_weights
+from medseq.inference.staffing import Staff, parse_bytes, plan_staff
 from medseq.io.privacy import show_identifiers as set_show_identifiers
 from medseq.io.volume import Modality
 
 __all__ = ["CheckSummary", "Progress", "RunSummary", "check_run", "predict_folder"]
 
 logger = logging.getLogger(__name__)
-
-# Called with (finished items, all items, text without identifiers) before the first item and after each.
-Progress = Callable[[int, int, str], None]
-_LEASE_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -95,6 +90,10 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     new_run: bool = False,
     show_identifiers: bool = False,
     trust_packages: Iterable[str] = (),
+    workers: int | None = None,
+    max_memory: str | int | None = None,
+    item_timeout: float | None = None,
+    retries: int = 2,
     created_utc: str | None = None,
     progress: Progress | None = None,
 ) -> RunSummary:
@@ -127,6 +126,12 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         new_run: Results of another bundle or other parameters in `output` are moved to ``output/previous/``.
         show_identifiers: Let messages and the report tell names of input files.
         trust_packages: Packages besides medseq whose classes a bundle may use.
+        workers: Processes that compute; 0 for this one, which no crash of a library survives. Default: as many as
+            cores and memory allow, or none for a few items.
+        max_memory: What all workers together may take, such as ``8G``; an item that needs more is tried again alone
+            and with smaller tiles.
+        item_timeout: Seconds that an item may take; its worker is ended then.
+        retries: Attempts after the first for failures that may pass (`medseq.inference.retry`).
         created_utc: Date of the run for results, ISO 8601; default: now, or that of the run being resumed.
         progress: See `Progress`.
 
@@ -138,7 +143,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         OutputError: `output` cannot be written, lies inside `input`, or holds another run.
         BundleError: The bundle is refused.
     """
-    source, out = Path(input), Path(output)
+    source, out, limit = Path(input), Path(output), parse_bytes(max_memory)
     root = input_root(source)
     require_apart(source, out)
     if not isinstance(bundle, Bundle):
@@ -175,173 +180,67 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         ledger = stack.enter_context(Ledger(out / LEDGER))
         run = ledger.begin_run(run)
         register(ledger, found)
-        requeue(ledger, out, root, verify=verify, retry_failed=retry_failed)
-        engine = _Engine(ledger, bundle, run, out, root, stop, progress or _silent)
-        processed = engine.work(lambda: _predictor(bundle, device, params))
+        suspects = requeue(ledger, out, root, verify=verify, retry_failed=retry_failed)
+        staff = plan_staff(
+            workers,
+            device=device,
+            queued=ledger.counts()["queued"],
+            isolated=item_timeout is not None or limit is not None or suspects,
+            max_memory=limit,
+            weights=bundle.weight_bytes,
+        )
+        report = RunReport(ledger, out, bundle, env, show_identifiers=show_identifiers)
+        engine = Engine(
+            ledger,
+            run,
+            identity=Identity(bundle.config.name, bundle.hash, run.params_hash, run.version, run.created_utc),
+            units=bundle.config.input.units,
+            root=root,
+            out=out,
+            stop=stop,
+            progress=progress or _silent,
+            retries=retries,
+            room=staff.room,
+            settled=report.write_page,
+        )
+        processed = engine.work(
+            lambda: _enlist(stack, staff, bundle, device, params, stop, item_timeout, limit, show_identifiers)
+        )
         engine.verify()
-        report_path = engine.report(env, show_identifiers)
+        report_path = report.write(finished_utc=_now(), interrupted=stop.is_set())
         counts = ledger.counts()
     interrupted = stop.is_set() and bool(counts["queued"])
     exit_code = 130 if interrupted else 3 if counts["failed"] else 0
     return RunSummary(counts, exit_code, report_path, processed)
 
 
-@dataclass
-class _Engine:
-    """One run over one output folder; see the module docstring for the order of its steps."""
-
-    ledger: Ledger
-    bundle: Bundle
-    run: RunRow
-    out: Path
-    root: Path
-    stop: threading.Event
-    progress: Progress
-
-    def work(self, load: Callable[[], Predictor]) -> int:
-        """Compute queued items until none is left or a stop is asked for; returns how many were tried."""
-        worker, tried, predictor = f"{os.getpid()}-{os.urandom(3).hex()}", 0, None
-        identity = Identity(
-            self.bundle.config.name, self.bundle.hash, self.run.params_hash, self.run.version, self.run.created_utc
-        )
-        self._tell("")
-        while not self.stop.is_set():
-            if predictor is None and self.ledger.counts()["queued"]:
-                # Loaded only when there is work: a second run over finished items takes no torch.
-                predictor = load()
-            item = self.ledger.claim(worker, _LEASE_S)
-            if item is None or predictor is None:
-                break
-            files = tuple(row.relpath for row in self.ledger.files(item.id))
-            task = ItemTask(
-                item.id,
-                item.kind,
-                files,
-                self.root,
-                self.out,
-                names=self.run.params["names"],
-                identity=identity,
-                units=self.bundle.config.input.units,
-                params=self.run.params,
-            )
-            if not self._attempt(item, task, predictor, worker):
-                break
-            tried += 1
-            self._tell(item.id)
-        shutil.rmtree(self.out / WORK, ignore_errors=True)
-        return tried
-
-    def _attempt(self, item: ItemRow, task: ItemTask, predictor: Predictor, worker: str) -> bool:
-        """One item, whatever happens to it; False if it was stopped and is queued again."""
-        shutil.rmtree(task.stage, ignore_errors=True)
-        try:
-            task.stage.mkdir(parents=True)
-            result = run_item(task, predictor, self.stop.is_set)
-            self._require_free(task, [row.relpath for row in result.outputs])
-            self._drop_outputs(item.id, keep={row.relpath for row in result.outputs})
-            self.ledger.stage_outputs(item.id, result.outputs)
-            publish(task.stage, self.out, result.layout, result.outputs)
-        except Stopped:
-            shutil.rmtree(task.stage, ignore_errors=True)
-            self.ledger.requeue(ids=[item.id])
-            return False
-        except Exception as error:  # noqa: BLE001  (the one guard: an item's failure is recorded and the run goes on)
-            # First the space, then the row: on a full disk the ledger may need what staging took.
-            shutil.rmtree(task.stage, ignore_errors=True)
-            code, reason = describe_failure(error)
-            self._drop_outputs(item.id, keep=set())
-            self.ledger.fail(item.id, worker, code, reason)
-            logger.warning("item %s failed (%s): %s", item.id, code, reason)
-            return True
-        # What discovery remarked on the source; what an earlier attempt said about its result is void.
-        told = {flag.code for flag in result.flags}
-        earlier = [flag for flag in item.flags if flag["level"] == "info" and flag["code"] not in told]
-        self.ledger.finish(
-            item.id,
-            worker,
-            seconds=result.seconds,
-            peak_mb=result.peak_mb,
-            input_sha256=result.input_sha256,
-            metrics=result.metrics,
-            flags=[*earlier, *(vars(flag) for flag in result.flags)],
-        )
-        logger.info("item %s done in %.2f s", item.id, result.seconds)
-        return True
-
-    def verify(self) -> None:
-        """A result that vanished or changed size while the run went on is a failure, not a success."""
-        for item in self.ledger.items("done"):
-            problems = {output_problem(self.out, row, rehash=False) for row in self.ledger.outputs(item.id)} - {None}
-            if problems:
-                self.ledger.fail(item.id, "verify", "io", "its result was lost after it was written; run again")
-
-    def report(self, env: dict[str, Any], show_identifiers: bool) -> Path | None:
-        """Write report.json and report.html; None if they cannot be written (the ledger has everything)."""
-        config = self.bundle.config
-        facts = {
-            "name": config.name,
-            "version": config.version,
-            "hash": self.bundle.hash,
-            "task": config.task,
-            "modality": list(config.input.modality),
-            "units": config.input.units,
-            "intended_use": str(self.bundle.metadata.get("intended_use", "")),
-        }
-        report = build_report(
-            self.ledger,
-            self.out,
-            bundle=facts,
-            environment=env,
-            finished_utc=_now(),
-            interrupted=self.stop.is_set(),
-            show_identifiers=show_identifiers,
-        )
-        try:
-            write_text(self.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
-            write_text(self.out / "report.html", render_report(report))
-        except MedseqError as error:
-            logger.error("the report could not be written: %s", error)
-            return None
-        return self.out / "report.html"
-
-    def _require_free(self, task: ItemTask, relpaths: list[str]) -> None:
-        """A result that keeps its source's name must not replace a file that is not this item's."""
-        if task.names == "id":
-            return
-        for relpath in relpaths:
-            if (self.out / relpath).exists() and self.ledger.owner(relpath) != task.item_id:
-                raise OutputError(
-                    "a file of this name is already in the output folder",
-                    remedy="choose another folder, or names by id",
-                )
-
-    def _drop_outputs(self, item_id: str, keep: set[str]) -> None:
-        """Remove results of an earlier attempt that the item no longer has."""
-        # A folder that can no longer be written keeps them; their rows go, so that nobody takes them for results.
-        with suppress(OSError):
-            for row in self.ledger.outputs(item_id):
-                if row.relpath not in keep:
-                    (self.out / row.relpath).unlink(missing_ok=True)
-                    remove_empty(self.out, (self.out / row.relpath).parent)
-
-    def _tell(self, text: str) -> None:
-        counts = self.ledger.counts()
-        finished = counts["done"] + counts["failed"]
-        self.progress(finished, finished + counts["queued"] + counts["running"], text)
-
-
-def _predictor(bundle: Bundle, device: str, params: dict[str, Any]) -> Predictor:
-    """The seam for other tasks: which predictor a bundle needs."""
-    words = {key: value for key, value in params.items() if key not in ("names", "modality", "resample", "blend")}
-    if bundle.config.task == "recon":
-        from medseq.inference.recon import ReconPredictor
-
-        return ReconPredictor(bundle, device, **words)
-    from medseq.inference.restore import RestorePredictor
-
-    if words["tile"] is not None:
-        words["tile"] = tuple(words["tile"])
-    return RestorePredictor(bundle, device, **words)
+def _enlist(  # noqa: PLR0913  (what a crew is made of)
+    stack: ExitStack,
+    staff: Staff,
+    bundle: Bundle,
+    device: str,
+    params: dict[str, Any],
+    stop: threading.Event,
+    item_timeout: float | None,
+    max_memory: int | None,
+    show_identifiers: bool,
+) -> Crew:
+    """Whoever computes, with the model loaded."""
+    if staff.workers == 0:
+        return InlineCrew(predictor_for(bundle, device, params), f"main-{os.getpid()}", stop.is_set)
+    shared = stack.enter_context(shared_weights(bundle)) if device == "cpu" else bundle
+    hello = {
+        "bundle": str(bundle.folder.resolve()),
+        "bundle_hash": bundle.hash,
+        "mapped": None if shared.mapped is None else str(shared.mapped),
+        "trust_packages": list(bundle.trust_packages),
+        "device": device,
+        "params": params,
+        "threads": staff.threads,
+        "log_level": logging.getLogger("medseq").getEffectiveLevel(),
+        "show_identifiers": show_identifiers,
+    }
+    return PoolCrew(hello, staff.workers, item_timeout_s=item_timeout, max_memory=max_memory)
 
 
 def _require_words(bundle: Bundle, names: str, modality: str | None) -> None:

@@ -13,9 +13,11 @@ from medseq.inference.ledger import Ledger
 from medseq.inference.outputs import WORK
 from medseq.io.atomic import clear, discard, publish, written
 
-__all__ = ["archive", "lock", "prepared", "remove_empty", "require_apart", "write_text"]
+__all__ = ["PAUSED", "archive", "lock", "prepared", "remove_empty", "require_apart", "write_text"]
 
 _PREVIOUS = "previous"
+# While this file is there, no item is begun (`medseq run pause`).
+PAUSED = ".paused"
 
 
 def require_apart(source: Path, out: Path) -> None:
