@@ -69,8 +69,7 @@ class GatedPredictor:
     """
 
     def __init__(self, predictor: Predictor, gate: Gate, *, memory: int | None = None, smaller: int = 0) -> None:
-        self._gate, self._memory, self._smaller = gate, memory, smaller
-        self._predictor, self._reduced = reduced(predictor, smaller)
+        self._predictor, self._gate, self._memory, self._smaller = predictor, gate, memory, smaller
         self.accepts = predictor.accepts
 
     def estimate(self, header: Any) -> Estimate:
@@ -83,37 +82,36 @@ class GatedPredictor:
         Raises:
             MemoryLimitError: The estimate is above the limit; nothing was begun.
         """
-        self._require_room(reader)
+        # What an estimate is made from: the header of an image, or the reader itself.
+        header = getattr(reader, "header", reader)
+        predictor = _reduced(self._predictor, header, self._smaller)
+        self._require_room(predictor.estimate(header))
         with self._gate.held():
             opened = _Opened(reader, self._gate)
-            prediction = self._predictor.predict(opened, _OpenedSink(sink, self._gate), should_stop=should_stop)
-        if not self._reduced:
+            prediction = predictor.predict(opened, _OpenedSink(sink, self._gate), should_stop=should_stop)
+        if predictor is self._predictor:
             return prediction
         text = "memory was short: computed with smaller tiles; the last digits differ from those of larger ones"
         return Prediction(prediction.outputs, prediction.metrics, (*prediction.flags, Flag("smaller-tiles", text)))
 
-    def _require_room(self, reader: Any) -> None:
-        if self._memory is None:
-            return
-        needed = self._predictor.estimate(getattr(reader, "header", reader)).peak_bytes
-        if needed > self._memory:
+    def _require_room(self, estimate: Estimate) -> None:
+        if self._memory is not None and estimate.peak_bytes > self._memory:
             raise MemoryLimitError(
                 "the item needs more memory than it may take",
-                found=f"{needed / 1e9:.2f} GB",
+                found=f"{estimate.peak_bytes / 1e9:.2f} GB",
                 wanted=f"{self._memory / 1e9:.2f} GB at most",
                 remedy="raise --max-memory, lower --workers, or use a smaller --tile",
             )
 
 
-def reduced(predictor: Predictor, times: int) -> tuple[Predictor, bool]:
-    """The predictor with its footprint reduced `times`, as far as it can be, and whether anything changed."""
-    changed = False
+def _reduced(predictor: Predictor, header: Any, times: int) -> Predictor:
+    """The predictor with its footprint reduced, as far as it can be; itself if it cannot."""
     for _ in range(times):
-        smaller = getattr(predictor, "smaller", lambda: None)()
+        smaller = predictor.smaller(header) if hasattr(predictor, "smaller") else None
         if smaller is None:
             break
-        predictor, changed = smaller, True
-    return predictor, changed
+        predictor = smaller
+    return predictor
 
 
 class _Opened:
