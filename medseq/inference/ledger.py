@@ -19,17 +19,13 @@ from typing import Any, Literal
 
 from medseq.errors import OutputError
 from medseq.inference.ledger_file import connect, damaged, migrate, no_run, require_known_version
-from medseq.inference.ledger_schema import STATES, EventRow, FileRow, ItemRow, OutputRow, RunRow, State
+from medseq.inference.ledger_rows import ITEM_COLUMNS, LedgerRows, item_row, marks
+from medseq.inference.ledger_schema import EventRow, FileRow, ItemRow, OutputRow, RunRow, State
 
 __all__ = ["EventRow", "FileRow", "ItemRow", "Ledger", "OutputRow", "RunRow", "State"]
 
-_ITEM = (
-    "id, kind, label, state, reason_code, reason, attempts, seconds, peak_mb, input_sha256, "
-    "coalesce(metrics_json, '{}'), coalesce(flags_json, '[]')"
-)
 
-
-class Ledger:
+class Ledger(LedgerRows):
     """An open ledger. One writer at a time; see `medseq.inference.run` for the lock that ensures it.
 
     Args:
@@ -64,11 +60,6 @@ class Ledger:
         self.close()
 
     # --- the run
-
-    def run(self) -> RunRow | None:
-        """The run of this folder, None before `begin_run`."""
-        row = self._one("SELECT bundle_hash, params_json, params_hash, version, created_utc FROM run ORDER BY id DESC")
-        return None if row is None else RunRow(row[0], json.loads(row[1]), *row[2:])
 
     def begin_run(self, run: RunRow) -> RunRow:
         """Record the run of a fresh ledger, or return the recorded one if it is the same run.
@@ -177,12 +168,12 @@ class Ledger:
         with self._transaction() as cursor:
             rows = cursor.execute(
                 "UPDATE item SET state='running', lease_owner=?, lease_until=?, attempts=attempts+1 "
-                f"WHERE id={chosen} RETURNING {_ITEM}",
+                f"WHERE id={chosen} RETURNING {ITEM_COLUMNS}",
                 (worker, now + lease_s, *values),
             ).fetchall()
             for row in rows:
                 _event(cursor, row[0], "running", worker)
-        return _item(rows[0]) if rows else None
+        return item_row(rows[0]) if rows else None
 
     def renew(self, item_ids: Sequence[str], lease_s: float) -> None:
         """Extend the leases of items whose workers are alive."""
@@ -253,10 +244,10 @@ class Ledger:
 
         Items that discovery refused are left alone: without other files there is nothing to attempt.
         """
-        where, values = (f"id IN ({_marks(ids)})", list(ids)) if ids else (f"state IN ({_marks(states)})", list(states))
+        where, values = (f"id IN ({marks(ids)})", list(ids)) if ids else (f"state IN ({marks(states)})", list(states))
         where += " AND attempts > 0"
         if codes:
-            where, values = f"{where} AND reason_code IN ({_marks(codes)})", [*values, *codes]
+            where, values = f"{where} AND reason_code IN ({marks(codes)})", [*values, *codes]
         with self._transaction() as cursor:
             rows = cursor.execute(
                 "UPDATE item SET state='queued', reason_code=NULL, reason=NULL, lease_owner=NULL, lease_until=NULL "
@@ -267,54 +258,28 @@ class Ledger:
                 _event(cursor, row[0], "queued", None)
         return len(rows)
 
-    # --- reading
-
-    def item(self, item_id: str) -> ItemRow | None:
-        """One item."""
-        row = self._one(f"SELECT {_ITEM} FROM item WHERE id=?", item_id)
-        return None if row is None else _item(row)
-
-    def items(self, *states: State) -> Iterator[ItemRow]:
-        """Items in the order of discovery, one at a time; all states if none is named."""
-        where = f"WHERE state IN ({_marks(states)})" if states else ""
-        # The ids first: the caller may change rows while it iterates.
-        ids = [row[0] for row in self._connection.execute(f"SELECT id FROM item {where} ORDER BY rowid", states)]
-        for item_id in ids:
-            item = self.item(item_id)
-            if item is not None:
-                yield item
-
-    def has_queued(self) -> bool:
-        """Whether any item waits to be computed."""
-        return self._one("SELECT 1 FROM item WHERE state='queued' LIMIT 1") is not None
-
-    def counts(self) -> dict[str, int]:
-        """Number of items in each state."""
-        return {
-            **dict.fromkeys(STATES, 0),
-            **dict(self._connection.execute("SELECT state, count(*) FROM item GROUP BY 1")),
-        }
-
-    def files(self, item_id: str) -> list[FileRow]:
-        """Input files of an item, in the order they were given."""
-        query = "SELECT relpath, size, mtime_ns FROM file WHERE item_id=? ORDER BY rowid"
-        return [FileRow(*row) for row in self._connection.execute(query, (item_id,))]
-
-    def outputs(self, item_id: str) -> list[OutputRow]:
-        """Output files of an item, by path."""
-        query = "SELECT role, relpath, sha256, bytes FROM output WHERE item_id=? ORDER BY relpath"
-        return [OutputRow(*row) for row in self._connection.execute(query, (item_id,))]
-
-    def owner(self, relpath: str) -> str | None:
-        """The item that an output path belongs to, finished or not."""
-        row = self._one("SELECT item_id FROM output WHERE relpath=?", relpath)
-        return None if row is None else row[0]
-
-    def events(self, item_id: str) -> list[EventRow]:
-        """History of an item."""
-        known = {row[1] for row in self._connection.execute("PRAGMA table_info(event)")}
-        query = f"SELECT ts, state, worker, {'code' if 'code' in known else 'NULL'} FROM event WHERE item_id=? "
-        return [EventRow(*row) for row in self._connection.execute(query + "ORDER BY rowid", (item_id,))]
+    def adopt(
+        self, item: ItemRow, files: Sequence[FileRow], outputs: Sequence[OutputRow], events: Sequence[EventRow]
+    ) -> None:
+        """Take over an item of another ledger with its history; one that was in work is queued."""
+        state = "queued" if item.state == "running" else item.state
+        with self._transaction() as cursor:
+            for table, key in (("file", "item_id"), ("output", "item_id"), ("event", "item_id"), ("item", "id")):
+                cursor.execute(f"DELETE FROM {table} WHERE {key}=?", (item.id,))
+            cursor.execute(
+                "INSERT INTO item(id, kind, label, state, reason_code, reason, attempts, seconds, peak_mb, "
+                "input_sha256, metrics_json, flags_json) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+                (
+                    *(item.id, item.kind, item.label, state, item.reason_code, item.reason, item.attempts),
+                    *(item.seconds, item.peak_mb, item.input_sha256, _json(item.metrics), _json(item.flags)),
+                ),
+            )
+            rows = [(item.id, row.relpath, row.size, row.mtime_ns) for row in files]
+            cursor.executemany("INSERT INTO file VALUES (?,?,?,?)", rows)
+            results = [(item.id, row.role, row.relpath, row.sha256, row.bytes) for row in outputs]
+            cursor.executemany("INSERT INTO output VALUES (?,?,?,?,?)", results)
+            history = [(event.ts, item.id, event.state, event.worker, event.code) for event in events]
+            cursor.executemany("INSERT INTO event VALUES (?,?,?,?,?)", history)
 
     # --- the connection
 
@@ -342,9 +307,6 @@ class Ledger:
         except sqlite3.Error as error:
             raise damaged(self.path.name, error) from None
 
-    def _one(self, query: str, *values: Any) -> Any:
-        return self._connection.execute(query, values).fetchone()
-
 
 def _verdict_holds(known: tuple[str, str | None, int], state: str, reason_code: str | None) -> bool:
     was, was_code, attempts = known
@@ -354,17 +316,8 @@ def _verdict_holds(known: tuple[str, str | None, int], state: str, reason_code: 
     return not by_discovery if state == "queued" else (was, was_code) == (state, reason_code)
 
 
-def _item(row: Sequence[Any]) -> ItemRow:
-    values = [*row[:10], json.loads(row[10]), json.loads(row[11])]
-    return ItemRow(*values)
-
-
 def _event(cursor: sqlite3.Cursor, item_id: str, state: str, worker: str | None, code: str | None = None) -> None:
     cursor.execute("INSERT INTO event VALUES (?,?,?,?,?)", (time.time(), item_id, state, worker, code))
-
-
-def _marks(values: Sequence[Any]) -> str:
-    return ",".join("?" * len(values))
 
 
 def _json(value: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medseq.errors import InputError
 from medseq.inference.check import output_problem
+from medseq.inference.choice import Choice
 from medseq.inference.found import Found
 from medseq.inference.ledger import Ledger
 from medseq.inference.retry import LATER_CODES
@@ -42,8 +43,9 @@ def require_something(items: Iterator[Found], inputs: str = "volume") -> Iterato
     )
 
 
-def register(ledger: Ledger, found: Iterable[Found]) -> None:
-    """Put what was found into the ledger, all or nothing."""
+def register(ledger: Ledger, found: Iterable[Found], choice: Choice | None = None) -> None:
+    """Put what was found into the ledger, all or nothing; what `choice` prefers is computed first."""
+    choice = choice or Choice()
     with ledger.batch():
         for item in found:
             ledger.add_item(
@@ -55,6 +57,7 @@ def register(ledger: Ledger, found: Iterable[Found]) -> None:
                 reason_code=item.reason_code,
                 reason=item.reason,
                 flags=[{"code": code, "message": text, "level": "info"} for code, text in item.remarks],
+                priority=choice.priority([file.relpath for file in item.files]),
             )
         ledger.mark_gone()
 

@@ -35,6 +35,7 @@ __all__ = [
     "display_window",
     "group_dicom",
     "open_dicom",
+    "split_series",
 ]
 
 
@@ -57,6 +58,18 @@ def group_dicom(paths: Iterable[Path]) -> tuple[list[DicomStack], list[Skipped],
     from medseq.io.dicom_sort import group
 
     return group(paths)
+
+
+def split_series(paths: Iterable[Path]) -> list[list[Path]]:
+    """Files that may form volumes together; to `group_dicom` one after another, so that few headers are held at once.
+
+    Raises:
+        BackendError: pydicom is not installed.
+    """
+    _require_pydicom()
+    from medseq.io.dicom_series import by_series
+
+    return by_series(paths)
 
 
 def open_dicom(stack: DicomStack) -> VolumeReader:
