@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from medseq import __version__
-from medseq.cli import bundle, check, convert, data, demo, doctor, fit, predict, validate, zoo
+from medseq.cli import bundle, check, convert, data, demo, doctor, fit, predict, run, validate, zoo
 from medseq.cli.console import VERBOSE, say
 from medseq.errors import MedseqError
 
@@ -59,6 +59,7 @@ def _root(
 
 USE, MAKE, LOOK = "Use a model", "Make a model", "Look around"
 app.command("predict", rich_help_panel=USE)(predict.predict)
+app.add_typer(run.app, name="run", rich_help_panel=USE)
 app.command("check", rich_help_panel=USE)(check.check)
 app.command("demo", rich_help_panel=USE)(demo.demo)
 # What stands after the task's name belongs to the training library.

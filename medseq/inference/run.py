@@ -11,43 +11,42 @@ This file says in which order; each step has its own: `discover`, `plan` (what i
 
 import hashlib
 import json
-import logging
-import os
-import signal
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 from medseq import __version__
 from medseq.errors import InputError
 from medseq.inference.bundle import Bundle, load_bundle
 from medseq.inference.check import LEDGER, CheckSummary, check_run
-from medseq.inference.crew import Crew
+from medseq.inference.choice import Choice
 from medseq.inference.discover import discover, input_root
+from medseq.inference.dry_run import RunPlan, estimate, survey
 from medseq.inference.engine import Engine, Progress
+from medseq.inference.enlist import Hire, enlist, stop_on_signals
 from medseq.inference.environment import environment
-from medseq.inference.inline import InlineCrew
+from medseq.inference.found import Found
 from medseq.inference.ledger import Ledger, RunRow
 from medseq.inference.outputs import Identity
 from medseq.inference.params import resolve_params
 from medseq.inference.plan import register, requeue, require_something
-from medseq.inference.pool import PoolCrew
 from medseq.inference.predictors import predictor_for
 from medseq.inference.recon_params import SensMethod
 from medseq.inference.run_folder import archive, lock, prepared, require_apart
-from medseq.inference.run_report import RunReport
-from medseq.inference.shared_weights import shared_weights
+from medseq.inference.run_report import RunReport, bundle_facts
+from medseq.inference.shards import Shard
 from medseq.inference.staffing import Staff, parse_bytes, plan_staff
+from medseq.inference.unpack import is_archive, unpacked
+from medseq.inference.worker import ItemTask
 from medseq.io.privacy import show_identifiers as set_show_identifiers
 from medseq.io.volume import Modality
 
 __all__ = ["CheckSummary", "Progress", "RunSummary", "check_run", "predict_folder"]
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,12 +58,14 @@ class RunSummary:
         exit_code: 0 all done, 3 some failed, 130 interrupted.
         report_path: ``report.html``; None if it could not be written.
         processed: Items computed by this call.
+        plan: Of a dry run, else None.
     """
 
     counts: dict[str, int]
     exit_code: int
     report_path: Path | None
     processed: int
+    plan: RunPlan | None = None
 
 
 def predict_folder(  # noqa: PLR0913  (the words of the command line, all by keyword)
@@ -90,10 +91,17 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     new_run: bool = False,
     show_identifiers: bool = False,
     trust_packages: Iterable[str] = (),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    priority: Sequence[str] = (),
+    shard: str | None = None,
+    dry_run: bool = False,
     workers: int | None = None,
     max_memory: str | int | None = None,
     item_timeout: float | None = None,
     retries: int = 2,
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
     created_utc: str | None = None,
     progress: Progress | None = None,
 ) -> RunSummary:
@@ -104,7 +112,8 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
 
     Args:
         bundle: A loaded bundle, a path, or the name of a shipped one.
-        input: What the bundle takes, in a folder or as one file: DICOM and NIfTI, or raw MR data.
+        input: What the bundle takes, in a folder, an archive (.zip, .tar, .tar.gz) or as one file: DICOM and NIfTI,
+            or raw MR data.
         output: Folder for results; created if missing; never inside `input`.
         device: Where the model runs: ``cpu``, ``cuda``, ``cuda:1``.
         names: ``id`` names results by item id, ``source`` keeps the input's relative paths.
@@ -126,12 +135,19 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         new_run: Results of another bundle or other parameters in `output` are moved to ``output/previous/``.
         show_identifiers: Let messages and the report tell names of input files.
         trust_packages: Packages besides medseq whose classes a bundle may use.
+        include: Shell patterns of files that are wanted (`medseq.inference.choice.Choice`); default: all.
+        exclude: Patterns of files that are not.
+        priority: Patterns of files whose items come first, the first pattern's before the second's.
+        shard: ``i/n``: compute the i-th of n parts, in ``output/shards/i-of-n`` (`medseq.inference.shards`).
+        dry_run: Compute nothing; the summary's `plan` tells what would be done, with time and memory.
         workers: Processes that compute; 0 for this one, which no crash of a library survives. Default: as many as
             cores and memory allow, or none for a few items.
         max_memory: What all workers together may take, such as ``8G``; an item that needs more is tried again alone
             and with smaller tiles.
         item_timeout: Seconds that an item may take; its worker is ended then.
         retries: Attempts after the first for failures that may pass (`medseq.inference.retry`).
+        engine: ``local``: processes on this machine; ``ray``: a Ray cluster whose nodes see the same folders.
+        ray_address: Of the cluster; default: the one this machine belongs to, else a local one is started.
         created_utc: Date of the run for results, ISO 8601; default: now, or that of the run being resumed.
         progress: See `Progress`.
 
@@ -143,12 +159,14 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         OutputError: `output` cannot be written, lies inside `input`, or holds another run.
         BundleError: The bundle is refused.
     """
-    source, out, limit = Path(input), Path(output), parse_bytes(max_memory)
-    root = input_root(source)
+    source, limit, choice = Path(input), parse_bytes(max_memory), Choice(include, exclude, priority)
+    part = None if shard is None else Shard.parse(shard)
+    out = Path(output) if part is None else part.folder(Path(output))
+    input_root(source)
     require_apart(source, out)
     if not isinstance(bundle, Bundle):
         bundle = load_bundle(bundle, trust_packages=trust_packages)
-    _require_words(bundle, names, modality)
+    _require_words(bundle, names, modality, engine)
     words = {
         "strength": strength,
         "tile": tile,
@@ -165,37 +183,46 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     params = resolve_params(bundle.config, words) | {"names": names}
     env = environment(device)
     run = RunRow(bundle.hash, params, _params_hash(params), __version__, created_utc or _now())
+    staffing = partial(
+        plan_staff,
+        workers,
+        device=device,
+        isolated=item_timeout is not None or limit is not None,
+        max_memory=limit,
+        weights=bundle.weight_bytes,
+    )
     with ExitStack() as stack:
         if show_identifiers:
             set_show_identifiers(True)
             stack.callback(set_show_identifiers, False)
-        stop = stack.enter_context(_stop_on_signals())
+        if dry_run:
+            place = stack.enter_context(unpacked(source, Path(stack.enter_context(TemporaryDirectory()))))
+            found = _found(place, bundle, params, choice, part)
+            plan = _plan(stack, found, staffing, bundle, device, run, input_root(place), out)
+            return RunSummary({"queued": plan.items, "done": plan.done}, 0, None, 0, plan)
+        stop = stack.enter_context(stop_on_signals())
         stack.enter_context(prepared(out))
-        found = require_something(
-            discover(source, bundle.config.input.kind, params.get("fft")), bundle.config.input.kind
-        )
-        stack.enter_context(lock(out))
+        if is_archive(source):
+            # Here already: what a killed run had unpacked is removed, and must be nobody else's.
+            stack.enter_context(lock(out))
+        place = stack.enter_context(unpacked(source, out))
+        found = _found(place, bundle, params, choice, part)
+        if not is_archive(source):
+            stack.enter_context(lock(out))
         if new_run:
             archive(out)
         ledger = stack.enter_context(Ledger(out / LEDGER))
         run = ledger.begin_run(run)
-        register(ledger, found)
-        suspects = requeue(ledger, out, root, verify=verify, retry_failed=retry_failed)
-        staff = plan_staff(
-            workers,
-            device=device,
-            queued=ledger.counts()["queued"],
-            isolated=item_timeout is not None or limit is not None or suspects,
-            max_memory=limit,
-            weights=bundle.weight_bytes,
-        )
-        report = RunReport(ledger, out, bundle, env, show_identifiers=show_identifiers)
-        engine = Engine(
+        register(ledger, found, choice)
+        suspects = requeue(ledger, out, input_root(place), verify=verify, retry_failed=retry_failed)
+        staff = staffing(queued=ledger.counts()["queued"], isolated=staffing.keywords["isolated"] or suspects)
+        report = RunReport(ledger, out, bundle_facts(bundle), env, show_identifiers=show_identifiers)
+        loop = Engine(
             ledger,
             run,
-            identity=Identity(bundle.config.name, bundle.hash, run.params_hash, run.version, run.created_utc),
+            identity=_identity(bundle, run),
             units=bundle.config.input.units,
-            root=root,
+            root=input_root(place),
             out=out,
             stop=stop,
             progress=progress or _silent,
@@ -203,10 +230,9 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
             room=staff.room,
             settled=report.write_page,
         )
-        processed = engine.work(
-            lambda: _enlist(stack, staff, bundle, device, params, stop, item_timeout, limit, show_identifiers)
-        )
-        engine.verify()
+        hire = Hire(bundle, device, params, staff, item_timeout, limit, show_identifiers, ray_address)
+        processed = loop.work(lambda: enlist(stack, hire, stop, engine))
+        loop.verify()
         report_path = report.write(finished_utc=_now(), interrupted=stop.is_set())
         counts = ledger.counts()
     interrupted = stop.is_set() and bool(counts["queued"])
@@ -214,36 +240,56 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     return RunSummary(counts, exit_code, report_path, processed)
 
 
-def _enlist(  # noqa: PLR0913  (what a crew is made of)
+def _found(place: Path, bundle: Bundle, params: dict[str, Any], choice: Choice, part: Shard | None) -> Iterator[Found]:
+    """What is to be done, of which there is something."""
+    kind = bundle.config.input.kind
+    found = require_something(discover(place, kind, params.get("fft"), choice), kind)
+    return found if part is None else (item for item in found if part.owns(item.item_id))
+
+
+def _plan(
     stack: ExitStack,
-    staff: Staff,
+    found: Iterator[Found],
+    staffing: Callable[..., Staff],
     bundle: Bundle,
     device: str,
-    params: dict[str, Any],
-    stop: threading.Event,
-    item_timeout: float | None,
-    max_memory: int | None,
-    show_identifiers: bool,
-) -> Crew:
-    """Whoever computes, with the model loaded."""
-    if staff.workers == 0:
-        return InlineCrew(predictor_for(bundle, device, params), f"main-{os.getpid()}", stop.is_set)
-    shared = stack.enter_context(shared_weights(bundle)) if device == "cpu" else bundle
-    hello = {
-        "bundle": str(bundle.folder.resolve()),
-        "bundle_hash": bundle.hash,
-        "mapped": None if shared.mapped is None else str(shared.mapped),
-        "trust_packages": list(bundle.trust_packages),
-        "device": device,
-        "params": params,
-        "threads": staff.threads,
-        "log_level": logging.getLogger("medseq").getEffectiveLevel(),
-        "show_identifiers": show_identifiers,
-    }
-    return PoolCrew(hello, staff.workers, item_timeout_s=item_timeout, max_memory=max_memory)
+    run: RunRow,
+    root: Path,
+    out: Path,
+) -> RunPlan:
+    """The plan of a run; nothing is written to the output folder."""
+    known = (out / LEDGER).exists()
+    plan, sample = survey(found, stack.enter_context(Ledger(out / LEDGER, read_only=True)) if known else None)
+    staff = staffing(queued=plan.items)
+    plan.workers, plan.threads = staff.workers, staff.threads
+    if not sample:
+        plan.timed = "nothing to compute"
+        return plan
+
+    def task_of(item: Found, folder: Path) -> ItemTask:
+        return ItemTask(
+            item.item_id,
+            item.kind,
+            tuple(file.relpath for file in item.files),
+            root,
+            folder,
+            names="id",
+            identity=_identity(bundle, run),
+            units=bundle.config.input.units,
+            params=run.params,
+        )
+
+    estimate(plan, sample, predictor_for(bundle, device, run.params), task_of)
+    return plan
 
 
-def _require_words(bundle: Bundle, names: str, modality: str | None) -> None:
+def _identity(bundle: Bundle, run: RunRow) -> Identity:
+    return Identity(bundle.config.name, bundle.hash, run.params_hash, run.version, run.created_utc)
+
+
+def _require_words(bundle: Bundle, names: str, modality: str | None, engine: str) -> None:
+    if engine not in ("local", "ray"):
+        raise InputError("engine is unknown", found=engine, wanted="local or ray")
     if names not in ("id", "source"):
         raise InputError("names is unknown", found=names, wanted="id or source")
     if modality is not None and modality not in get_args(Modality):
@@ -257,27 +303,6 @@ def _require_words(bundle: Bundle, names: str, modality: str | None) -> None:
             wanted=" or ".join(accepted),
             remedy="medseq zoo lists the bundles",
         )
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into a clean stop; a second one interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _params_hash(params: dict[str, Any]) -> str:

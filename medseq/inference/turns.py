@@ -68,6 +68,7 @@ class Turns:
         step = next_step(report.code, known.tries + 1, self._retries, blamed=report.blamed)
         self._solo.pop(report.item_id, None)
         if step is None:
+            self._waiting.discard(report.item_id)
             self._trouble.pop(report.item_id, None)
             return False
         due = self._clock() + step.delay_s

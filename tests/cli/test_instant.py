@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-COMMANDS = ["predict", "check", "demo", "fit", "validate", "bundle", "convert", "zoo", "doctor", "data"]
+COMMANDS = ["predict", "check", "demo", "fit", "validate", "bundle", "convert", "zoo", "doctor", "data", "run"]
 
 # The limit is for a quiet machine; CPU time, unlike wall time, hardly grows when the cores are shared.
 CPU_SECONDS = 0.7

@@ -128,7 +128,7 @@ def require_clean(out):
     assert not (out / ".work").exists()
     assert not list(out.rglob("*.partial"))
     assert not list(out.rglob("*.replaced"))
-    known = {"run.sqlite", "report.json", "report.html", ".run.lock"}
+    known = {"run.sqlite", "report.json", "report.html", "report", ".run.lock"}
     assert {path.name for path in out.iterdir()} - known == {
         key for key, state in states(out).items() if state == "done"
     }
