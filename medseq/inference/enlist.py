@@ -69,6 +69,10 @@ def enlist(stack: ExitStack, hire: Hire, stop: threading.Event, engine: str) -> 
         stop: Set when the run is to end.
         engine: ``local`` or ``ray``.
     """
+    if engine == "ray":
+        from medseq.inference.ray_engine import RayCrew
+
+        return RayCrew(hire.hello(), hire.staff.workers, address=hire.ray_address, item_timeout_s=hire.item_timeout)
     if hire.staff.workers == 0:
         predictor = predictor_for(hire.bundle, hire.device, hire.params)
         return InlineCrew(predictor, f"main-{os.getpid()}", stop.is_set)

@@ -11,10 +11,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from medseq import errors
-from medseq.errors import BackendError, MedseqError
+from medseq.errors import BackendError
 from medseq.inference.crew import STOPPED, Report, Seat
 from medseq.inference.pool_process import InWork, Message, WorkerProcess
+from medseq.inference.pool_worker import as_error
 from medseq.inference.wire import result_from_plain, task_to_plain
 from medseq.inference.worker import ItemTask
 
@@ -117,7 +117,7 @@ class PoolCrew:
             name, level, text = message["log"]
             logging.getLogger(name).log(level, text)
         elif "refused" in message:
-            raise _refusal(message["refused"])
+            raise as_error(message["refused"])
         return []
 
     def _replace(self, worker: WorkerProcess) -> list[Report]:
@@ -160,11 +160,3 @@ class PoolCrew:
                 largest = max(sizes, key=lambda worker: sizes[worker])
                 limit = f"{self._max_memory / 1e9:.2f} GB"
                 largest.end("memory", f"the workers took more memory than --max-memory allows ({limit})")
-
-
-def _refusal(parts: Mapping[str, Any]) -> MedseqError:
-    """The error that a worker met when it loaded the model."""
-    kind = parts["type"] if parts["type"] in errors.__all__ else "BackendError"
-    words = {key: parts.get(key) for key in ("where", "found", "wanted", "remedy")}
-    error: MedseqError = getattr(errors, kind)(parts["what"], **words)
-    return error

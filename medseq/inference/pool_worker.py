@@ -14,12 +14,14 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from medseq import errors
 from medseq.errors import MedseqError
 
-__all__ = ["BEAT_S", "main"]
+__all__ = ["BEAT_S", "as_error", "load_predictor", "main", "refusal"]
 
 BEAT_S = 1.0
 
@@ -33,9 +35,9 @@ def main() -> None:
     from medseq.inference.worker import describe_failure
 
     try:
-        predictor = _load(hello)
+        predictor = load_predictor(hello)
     except MedseqError as error:
-        answer.send({"refused": {"type": type(error).__name__, **_parts(error)}})
+        answer.send({"refused": refusal(error)})
         return
     except Exception as error:  # noqa: BLE001  (whoever waits for this process is told why it ends)
         answer.send({"refused": {"type": "BackendError", "what": describe_failure(error)[1]}})
@@ -152,7 +154,8 @@ def _die_with_parent(parent: int) -> None:
         logging.getLogger(__name__).debug("the kernel does not let this process be preferred when memory runs out")
 
 
-def _load(hello: dict[str, Any]) -> Any:
+def load_predictor(hello: dict[str, Any]) -> Any:
+    """The model that `hello` describes (`medseq.inference.enlist.Hire.hello`)."""
     from dataclasses import replace
 
     import torch
@@ -169,10 +172,20 @@ def _load(hello: dict[str, Any]) -> Any:
     return predictor_for(replace(bundle, mapped=mapped), hello["device"], hello["params"])
 
 
-def _parts(error: MedseqError) -> dict[str, Any]:
+def refusal(error: MedseqError) -> dict[str, Any]:
+    """An error as plain values; `as_error` makes it one again."""
     words = {"where": error.where, "found": error.found, "wanted": error.wanted}
     return {
+        "type": type(error).__name__,
         "what": error.what,
         "remedy": error.remedy,
         **{key: None if value is None else str(value) for key, value in words.items()},
     }
+
+
+def as_error(parts: Mapping[str, Any]) -> MedseqError:
+    """The error that a worker met when it loaded the model."""
+    kind = parts["type"] if parts["type"] in errors.__all__ else "BackendError"
+    words = {key: parts.get(key) for key in ("where", "found", "wanted", "remedy")}
+    error: MedseqError = getattr(errors, kind)(parts["what"], **words)
+    return error

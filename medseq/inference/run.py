@@ -183,11 +183,14 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     params = resolve_params(bundle.config, words) | {"names": names}
     env = environment(device)
     run = RunRow(bundle.hash, params, _params_hash(params), __version__, created_utc or _now())
+    if engine == "ray" and limit is not None:
+        raise InputError("max_memory is for this machine", found="engine ray", remedy="limit the memory of Ray's nodes")
     staffing = partial(
         plan_staff,
-        workers,
+        # On a cluster 0 is one a core of the cluster.
+        (workers or 0) if engine == "ray" else workers,
         device=device,
-        isolated=item_timeout is not None or limit is not None,
+        isolated=engine == "local" and (item_timeout is not None or limit is not None),
         max_memory=limit,
         weights=bundle.weight_bytes,
     )
@@ -215,7 +218,9 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         run = ledger.begin_run(run)
         register(ledger, found, choice)
         suspects = requeue(ledger, out, input_root(place), verify=verify, retry_failed=retry_failed)
-        staff = staffing(queued=ledger.counts()["queued"], isolated=staffing.keywords["isolated"] or suspects)
+        staff = staffing(
+            queued=ledger.counts()["queued"], isolated=staffing.keywords["isolated"] or (engine == "local" and suspects)
+        )
         report = RunReport(ledger, out, bundle_facts(bundle), env, show_identifiers=show_identifiers)
         loop = Engine(
             ledger,
