@@ -9,6 +9,7 @@
     ├── BundleError             a model bundle that is incomplete, changed or not trusted
     ├── BackendError            an optional library or kernel that is missing or fails
     └── RetryableError          memory or I/O: the same input may pass the next time
+        └── MemoryLimitError    more memory than there is, or than may be taken
 
 Every message says what happened, where, what was found, what was wanted and the remedy. It holds no patient
 name, patient id or path that may contain one: `where` takes an opaque label (`medseq.io.privacy.label`).
@@ -23,6 +24,7 @@ __all__ = [
     "InputError",
     "ManifestError",
     "MedseqError",
+    "MemoryLimitError",
     "OutputError",
     "RetryableError",
     "ShapeError",
@@ -117,3 +119,9 @@ class RetryableError(MedseqError):
     """Memory or I/O trouble: the same input may pass the next time."""
 
     code = "retry"
+
+
+class MemoryLimitError(RetryableError):
+    """More memory than there is, or than may be taken."""
+
+    code = "memory"

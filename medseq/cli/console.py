@@ -7,11 +7,12 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
-__all__ = ["AsJson", "Progress", "Quiet", "Verbose", "VERBOSE", "print_json", "progress_bar", "say", "table"]
+__all__ = ["AsJson", "JsonLog", "Progress", "Quiet", "Verbose", "VERBOSE", "print_json", "progress_bar", "say", "table"]
 
 VERBOSE = "medseq.verbose"
 Progress = Callable[[int, int, str], None]
@@ -30,6 +31,33 @@ Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", callback=_verbose, help="Log what happens, and tracebacks of errors.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON.")]
+
+
+def _json_log(ctx: typer.Context, value: bool) -> bool:
+    if value:
+        handler = logging.StreamHandler()
+        handler.setFormatter(_JsonLine())
+        # Ours only: what libraries log may hold names.
+        ours = logging.getLogger("medseq")
+        ours.setLevel(logging.INFO)
+        ours.addHandler(handler)
+        ours.propagate = False
+    return value
+
+
+class _JsonLine(logging.Formatter):
+    """A log record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"ts": when, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        return json.dumps(line, ensure_ascii=False)
+
+
+JsonLog = Annotated[
+    bool,
+    typer.Option("--json-log", callback=_json_log, help="Log to standard error, one JSON object a line, no names."),
+]
 
 
 def say(text: str, *, quiet: bool = False) -> None:

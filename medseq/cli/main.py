@@ -10,7 +10,22 @@ import typer
 from typer.core import TyperGroup
 
 from medseq import __version__
-from medseq.cli import bundle, check, convert, data, deidentify, demo, doctor, fit, pacs, predict, validate, wsi, zoo
+from medseq.cli import (
+    bundle,
+    check,
+    convert,
+    data,
+    deidentify,
+    demo,
+    doctor,
+    fit,
+    pacs,
+    predict,
+    run,
+    validate,
+    wsi,
+    zoo,
+)
 from medseq.cli.console import VERBOSE, say
 from medseq.errors import MedseqError
 
@@ -59,6 +74,7 @@ def _root(
 
 USE, MAKE, LOOK = "Use a model", "Make a model", "Look around"
 app.command("predict", rich_help_panel=USE)(predict.predict)
+app.add_typer(run.app, name="run", rich_help_panel=USE)
 app.command("check", rich_help_panel=USE)(check.check)
 app.command("deidentify", rich_help_panel=USE)(deidentify.deidentify)
 app.add_typer(pacs.app, name="pacs", rich_help_panel=USE)

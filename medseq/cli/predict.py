@@ -1,18 +1,23 @@
 """`medseq predict`: run a bundle over a file or a folder, unattended."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from medseq.cli.console import AsJson, Quiet, Verbose, print_json, progress_bar, say
+from medseq.cli.console import AsJson, JsonLog, Quiet, Verbose, print_json, progress_bar, say
+
+if TYPE_CHECKING:
+    from medseq.inference.dry_run import RunPlan
 
 __all__ = ["predict"]
 
 
 def predict(
     bundle: Annotated[str, typer.Argument(help="Name of a shipped model (medseq zoo), or path of a bundle.")],
-    input: Annotated[Path, typer.Argument(help="File or folder: DICOM, NIfTI, raw MR data, features, slides.")],
+    input: Annotated[
+        Path, typer.Argument(help="Folder, file or archive: DICOM, NIfTI, raw MR data, features, slides.")
+    ],
     output: Annotated[Path, typer.Argument(help="Folder for results, ledger and report; run again to resume.")],
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 …")] = "cpu",
     names: Annotated[
@@ -76,9 +81,40 @@ def predict(
     trust_packages: Annotated[
         list[str] | None, typer.Option("--trust-package", help="Package whose classes a bundle may use; repeatable.")
     ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option("--include", help="Pattern of wanted files, such as '*.nii.gz'; repeatable.")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", help="Pattern of files to leave out; repeatable.")
+    ] = None,
+    priority: Annotated[
+        list[str] | None, typer.Option("--priority", help="Pattern of files to compute first; repeatable.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option("--shard", help="i/n: one of n parts, for a job array; medseq run merge joins them.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Compute nothing: tell what would be done, with time and memory.")
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=0, help="Processes that compute; 0: this one. Default: by the machine."),
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option("--max-memory", help="What all workers together may take, such as 8G.")
+    ] = None,
+    item_timeout: Annotated[
+        float | None, typer.Option("--item-timeout", min=0.1, help="Seconds that an item may take.")
+    ] = None,
+    retries: Annotated[int, typer.Option("--retries", min=0, help="Further attempts where one may help.")] = 2,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option("--engine", help="Processes of this machine, or a Ray cluster.")
+    ] = "local",
+    ray_address: Annotated[str | None, typer.Option("--ray-address", help="Of the Ray cluster.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    json_log: JsonLog = False,
 ) -> None:
     """Run a model over a file or folder: medseq predict ct-denoise IN OUT. Ends with OUT/report.html.
 
@@ -121,9 +157,22 @@ def predict(
             new_run=new_run,
             show_identifiers=show_identifiers,
             trust_packages=tuple(trust_packages or ()),
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
+            priority=tuple(priority or ()),
+            shard=shard,
+            dry_run=dry_run,
+            workers=workers,
+            max_memory=max_memory,
+            item_timeout=item_timeout,
+            retries=retries,
+            engine=engine,
+            ray_address=ray_address,
             progress=progress,
         )
-    if as_json:
+    if summary.plan is not None:
+        _print_plan(summary.plan, as_json)
+    elif as_json:
         print_json(
             {
                 "counts": summary.counts,
@@ -138,3 +187,13 @@ def predict(
         if summary.report_path:
             say(f"report: {summary.report_path}", quiet=quiet)
     raise typer.Exit(summary.exit_code or left_out)
+
+
+def _print_plan(plan: "RunPlan", as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        print_json({"plan": asdict(plan)})
+        return
+    for line in plan.lines():
+        typer.echo(line)

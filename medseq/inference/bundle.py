@@ -40,12 +40,15 @@ class Bundle:
         config: The content of ``bundle.yaml``.
         hash: sha256 over the hexadecimal sha256 of ``bundle.yaml`` followed by that of the weights.
         trust_packages: Packages besides medseq whose classes may be built.
+        mapped: A file with the same weights as float32 that is mapped into memory instead of read, so that processes
+            share it (`medseq.inference.shared_weights`).
     """
 
     folder: Path
     config: BundleConfig
     hash: str
     trust_packages: tuple[str, ...] = ()
+    mapped: Path | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -60,13 +63,11 @@ class Bundle:
         """
         import torch
         from safetensors import SafetensorError
-        from safetensors.torch import load
+        from safetensors.torch import load, load_file
 
-        where, weights = self.config.name, self.config.weights
-        data = _read(self.folder / weights.file, where)
-        _require_digest(hashlib.sha256(data).hexdigest(), weights.sha256, where)
+        where = self.config.name
         try:
-            state = load(data)
+            state = load_file(self.mapped) if self.mapped else load(self.read_weights())
         except (SafetensorError, ValueError, KeyError) as error:
             raise BundleError("the weights are no safetensors file", where=where, found=type(error).__name__) from None
         state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
@@ -78,8 +79,26 @@ class Bundle:
             model = build_class(self.config.model, where=where, trust_packages=self.trust_packages)
         if not isinstance(model, torch.nn.Module):
             raise BundleError("model.class_path is no torch module", where=where, found=self.config.model.class_path)
-        _load_strictly(model, state, where)
+        _load_strictly(model, state, where, assign=self.mapped is not None)
         return model.to(device).eval()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of the weights in memory, as float32."""
+        return (self.folder / self.config.weights.file).stat().st_size * (
+            2 if self.config.weights.dtype == "float16" else 1
+        )
+
+    def read_weights(self) -> bytes:
+        """The content of the weights file.
+
+        Raises:
+            BundleError: It changed since the bundle was loaded.
+        """
+        where, weights = self.config.name, self.config.weights
+        data = _read(self.folder / weights.file, where)
+        _require_digest(hashlib.sha256(data).hexdigest(), weights.sha256, where)
+        return data
 
     def transforms(self) -> list[Any]:
         """The `preprocess` chain, built: each has ``fit``, ``apply`` and ``invert`` (`medseq.data.transforms`).
@@ -174,9 +193,11 @@ def save_bundle(
     return load_bundle(target.resolve(), trust_packages=trust_packages)
 
 
-def _load_strictly(model: "torch.nn.Module", state: "dict[str, torch.Tensor]", where: str) -> None:
+def _load_strictly(
+    model: "torch.nn.Module", state: "dict[str, torch.Tensor]", where: str, *, assign: bool = False
+) -> None:
     try:
-        keys = model.load_state_dict(state, strict=False)
+        keys = model.load_state_dict(state, strict=False, assign=assign)
     except RuntimeError as error:
         detail = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         raise BundleError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medseq.errors import BackendError, InputError
+from medseq.inference.choice import Choice
 from medseq.inference.discover_kspace import discover_kspace
 from medseq.inference.discover_mil import discover_mil
 from medseq.inference.found import Found, Refusal, broken_item, file_rows, item_id, refused_item, relative
@@ -39,7 +40,11 @@ def input_root(source: Path) -> Path:
 
 
 def discover(
-    source: Path, inputs: str = "volume", fft: str | None = None, sens_maps: Path | None = None
+    source: Path,
+    inputs: str = "volume",
+    fft: str | None = None,
+    sens_maps: Path | None = None,
+    choice: Choice | None = None,
 ) -> Iterator[Found]:
     """Walk `source` (a folder or one file) and yield its items; DICOM last, since a series is known only at the end.
 
@@ -48,16 +53,19 @@ def discover(
         inputs: What the bundle takes: ``volume`` (DICOM, NIfTI), ``kspace``, or ``bag`` and ``slide``, which are one.
         fft: Fourier convention of raw data, where the caller knows it better than the files.
         sens_maps: Sensitivity maps for raw data, a file or a folder: not scans, should they lie in the input.
+        choice: Which files the caller wants; default: all.
 
     Raises:
         InputError: The input does not exist.
     """
-    root = input_root(source)
+    root, choice = input_root(source), choice or Choice()
     candidates: list[Path] = []
     entries = walk(root) if source.is_dir() else iter([(source.resolve(), None)])
     for path, refusal in entries:
         if refusal is not None:
             yield refused_item(root, path, *refusal)
+        elif not choice.wants(relative(root, path)):
+            yield refused_item(root, path, "skipped", "excluded", "left out by --include or --exclude")
         elif inputs == "volume" and path.name.lower().endswith(_NIFTI):
             yield from _nifti(root, path)
         else:
@@ -139,13 +147,22 @@ def _nifti(root: Path, path: Path) -> Iterator[Found]:
 
 
 def _dicom(root: Path, candidates: list[Path]) -> Iterator[Found]:
-    from medseq.io.dicom import group_dicom
+    from medseq.io.dicom import split_series
 
     try:
-        stacks, skipped, broken = group_dicom(candidates)
+        groups = split_series(candidates)
     except BackendError as error:
         yield from _without_pydicom(root, candidates, error)
         return
+    for paths in groups:
+        yield from _series(root, paths)
+
+
+def _series(root: Path, paths: Sequence[Path]) -> Iterator[Found]:
+    """Items of one series; its headers are forgotten after it."""
+    from medseq.io.dicom import group_dicom
+
+    stacks, skipped, broken = group_dicom(paths)
     for skip in skipped:
         yield refused_item(root, skip.path, "skipped", skip.reason_code, skip.reason)
     for bad in broken:

@@ -18,17 +18,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medseq.errors import OutputError
-from medseq.inference.ledger_schema import MIGRATIONS, STATES, VERSION, FileRow, ItemRow, OutputRow, RunRow, State
+from medseq.inference.ledger_file import connect, damaged, migrate, no_run, require_known_version
+from medseq.inference.ledger_rows import ITEM_COLUMNS, LedgerRows, item_row, marks
+from medseq.inference.ledger_schema import EventRow, FileRow, ItemRow, OutputRow, RunRow, State
 
-__all__ = ["FileRow", "ItemRow", "Ledger", "OutputRow", "RunRow", "State"]
-
-_ITEM = (
-    "id, kind, label, state, reason_code, reason, attempts, seconds, peak_mb, input_sha256, "
-    "coalesce(metrics_json, '{}'), coalesce(flags_json, '[]')"
-)
+__all__ = ["EventRow", "FileRow", "ItemRow", "Ledger", "OutputRow", "RunRow", "State"]
 
 
-class Ledger:
+class Ledger(LedgerRows):
     """An open ledger. One writer at a time; see `medseq.inference.run` for the lock that ensures it.
 
     Args:
@@ -42,15 +39,15 @@ class Ledger:
     def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False) -> None:
         self.path, self.read_only = Path(path), read_only
         if self.path.exists():
-            self._require_known_version()
+            require_known_version(self.path, read_only=read_only)
         elif read_only:
-            raise _no_run(self.path)
+            raise no_run(self.path)
         try:
-            self._connection = self._connect()
+            self._connection = connect(self.path, read_only=read_only)
             if not read_only:
-                self._migrate()
+                migrate(self._connection)
         except sqlite3.Error as error:
-            raise _damaged(self.path.name, error) from None
+            raise damaged(self.path.name, error) from None
 
     def close(self) -> None:
         """Fold the write-ahead log into the file and close it."""
@@ -63,11 +60,6 @@ class Ledger:
         self.close()
 
     # --- the run
-
-    def run(self) -> RunRow | None:
-        """The run of this folder, None before `begin_run`."""
-        row = self._one("SELECT bundle_hash, params_json, params_hash, version, created_utc FROM run ORDER BY id DESC")
-        return None if row is None else RunRow(row[0], json.loads(row[1]), *row[2:])
 
     def begin_run(self, run: RunRow) -> RunRow:
         """Record the run of a fresh ledger, or return the recorded one if it is the same run.
@@ -96,7 +88,7 @@ class Ledger:
 
     # --- discovery
 
-    def add_item(
+    def add_item(  # noqa: PLR0913  (the columns of an item)
         self,
         item_id: str,
         kind: str,
@@ -107,8 +99,9 @@ class Ledger:
         reason_code: str | None = None,
         reason: str | None = None,
         flags: Sequence[Mapping[str, str]] = (),
+        priority: int = 0,
     ) -> State:
-        """Record a found input and return the state it is in now.
+        """Record a found input and return the state it is in now; those of higher `priority` are claimed first.
 
         A known item whose files have the same sizes and times keeps its state; a changed one starts anew. A verdict
         of an earlier discovery (failed or skipped without an attempt) gives way to this one's.
@@ -117,22 +110,25 @@ class Ledger:
         same = known is not None and set(files) == set(self.files(item_id))
         with self._transaction() as cursor:
             cursor.execute("INSERT OR IGNORE INTO seen VALUES (?)", (item_id,))
+            if known is not None:
+                cursor.execute("UPDATE item SET priority=? WHERE id=? AND priority!=?", (priority, item_id, priority))
             if same and _verdict_holds(known, state, reason_code):
                 if known[0] == "done":
                     cursor.execute("UPDATE item SET reason_code=NULL, reason=NULL WHERE id=?", (item_id,))
                 return known[0]
             cursor.execute("DELETE FROM file WHERE item_id=?", (item_id,))
             cursor.execute(
-                "INSERT INTO item(id, kind, label, state, reason_code, reason, flags_json) VALUES (?,?,?,?,?,?,?) "
+                "INSERT INTO item(id, kind, label, state, reason_code, reason, flags_json, priority) "
+                "VALUES (?,?,?,?,?,?,?,?) "
                 "ON CONFLICT(id) DO UPDATE SET kind=excluded.kind, label=excluded.label, state=excluded.state, "
                 "reason_code=excluded.reason_code, reason=excluded.reason, attempts=0, lease_owner=NULL, "
                 "lease_until=NULL, seconds=NULL, peak_mb=NULL, input_sha256=NULL, metrics_json=NULL, "
                 "flags_json=excluded.flags_json",
-                (item_id, kind, label, state, reason_code, reason, _json([dict(flag) for flag in flags])),
+                (item_id, kind, label, state, reason_code, reason, _json([dict(flag) for flag in flags]), priority),
             )
             rows = [(item_id, file.relpath, file.size, file.mtime_ns) for file in files]
             cursor.executemany("INSERT INTO file VALUES (?,?,?,?)", rows)
-            _event(cursor, item_id, state, None)
+            _event(cursor, item_id, state, None, reason_code)
         return state
 
     def mark_gone(self) -> int:
@@ -145,24 +141,56 @@ class Ledger:
                 f"state=CASE state WHEN 'done' THEN 'done' ELSE 'skipped' END WHERE {where}"
             )
             for item_id in gone:
-                _event(cursor, item_id, "skipped", None)
+                _event(cursor, item_id, "skipped", None, "gone")
         return len(gone)
 
     # --- work
 
-    def claim(self, worker: str, lease_s: float) -> ItemRow | None:
-        """Take the next queued item, or one whose lease ran out; None if there is none."""
+    def claim(self, worker: str, lease_s: float, item_id: str | None = None) -> ItemRow | None:
+        """Take the next queued item, or one whose lease ran out; None if there is none.
+
+        Args:
+            worker: Who computes it.
+            lease_s: Seconds from now until others may take it over; see `renew`.
+            item_id: Take this one, if it is queued, although it is held (see `hold`).
+        """
         now = time.time()
+        if item_id is None:
+            free = "id NOT IN (SELECT id FROM held)"
+            # Two look-ups in the index, instead of a walk over what is done already.
+            chosen = (
+                f"coalesce((SELECT id FROM item WHERE state='queued' AND {free} ORDER BY priority DESC, rowid LIMIT 1),"
+                f"(SELECT id FROM item WHERE state='running' AND lease_until<? AND {free} LIMIT 1))"
+            )
+            values: tuple[Any, ...] = (now,)
+        else:
+            chosen, values = "(SELECT id FROM item WHERE state='queued' AND id=?)", (item_id,)
         with self._transaction() as cursor:
             rows = cursor.execute(
-                "UPDATE item SET state='running', lease_owner=?, lease_until=?, attempts=attempts+1 WHERE id=("
-                "SELECT id FROM item WHERE state='queued' OR (state='running' AND lease_until<?) "
-                f"ORDER BY rowid LIMIT 1) RETURNING {_ITEM}",
-                (worker, now + lease_s, now),
+                "UPDATE item SET state='running', lease_owner=?, lease_until=?, attempts=attempts+1 "
+                f"WHERE id={chosen} RETURNING {ITEM_COLUMNS}",
+                (worker, now + lease_s, *values),
             ).fetchall()
             for row in rows:
                 _event(cursor, row[0], "running", worker)
-        return _item(rows[0]) if rows else None
+        return item_row(rows[0]) if rows else None
+
+    def renew(self, item_ids: Sequence[str], lease_s: float) -> None:
+        """Extend the leases of items whose workers are alive."""
+        with self._transaction() as cursor:
+            until = time.time() + lease_s
+            rows = [(until, item_id) for item_id in item_ids]
+            cursor.executemany("UPDATE item SET lease_until=? WHERE id=? AND state='running'", rows)
+
+    def hold(self, item_id: str) -> None:
+        """Keep an item from being claimed without its name: it is in work (a clock may jump), or waits for a retry."""
+        with self._transaction() as cursor:
+            cursor.execute("INSERT OR IGNORE INTO held VALUES (?)", (item_id,))
+
+    def let_go(self, item_id: str) -> None:
+        """The end of `hold`."""
+        with self._transaction() as cursor:
+            cursor.execute("DELETE FROM held WHERE id=?", (item_id,))
 
     def stage_outputs(self, item_id: str, outputs: Iterable[OutputRow]) -> None:
         """Say which files are about to appear, before they are renamed: leftovers of a kill are then known as ours."""
@@ -200,17 +228,26 @@ class Ledger:
                 "seconds=? WHERE id=?",
                 (code, reason, seconds, item_id),
             )
-            _event(cursor, item_id, "failed", worker)
+            _event(cursor, item_id, "failed", worker, code)
+
+    def release(self, item_id: str, worker: str, code: str) -> None:
+        """A worker gave an item back unfinished: it is queued again, and `code` says why."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE item SET state='queued', lease_owner=NULL, lease_until=NULL WHERE id=? AND state='running'",
+                (item_id,),
+            )
+            _event(cursor, item_id, "queued", worker, code)
 
     def requeue(self, *, states: Sequence[State] = (), codes: Sequence[str] = (), ids: Sequence[str] = ()) -> int:
         """Queue items again: by state, narrowed by reason codes, or by id. Returns how many.
 
         Items that discovery refused are left alone: without other files there is nothing to attempt.
         """
-        where, values = (f"id IN ({_marks(ids)})", list(ids)) if ids else (f"state IN ({_marks(states)})", list(states))
+        where, values = (f"id IN ({marks(ids)})", list(ids)) if ids else (f"state IN ({marks(states)})", list(states))
         where += " AND attempts > 0"
         if codes:
-            where, values = f"{where} AND reason_code IN ({_marks(codes)})", [*values, *codes]
+            where, values = f"{where} AND reason_code IN ({marks(codes)})", [*values, *codes]
         with self._transaction() as cursor:
             rows = cursor.execute(
                 "UPDATE item SET state='queued', reason_code=NULL, reason=NULL, lease_owner=NULL, lease_until=NULL "
@@ -221,49 +258,28 @@ class Ledger:
                 _event(cursor, row[0], "queued", None)
         return len(rows)
 
-    # --- reading
-
-    def item(self, item_id: str) -> ItemRow | None:
-        """One item."""
-        row = self._one(f"SELECT {_ITEM} FROM item WHERE id=?", item_id)
-        return None if row is None else _item(row)
-
-    def items(self, *states: State) -> Iterator[ItemRow]:
-        """Items in the order of discovery, one at a time; all states if none is named."""
-        where = f"WHERE state IN ({_marks(states)})" if states else ""
-        # The ids first: the caller may change rows while it iterates.
-        ids = [row[0] for row in self._connection.execute(f"SELECT id FROM item {where} ORDER BY rowid", states)]
-        for item_id in ids:
-            item = self.item(item_id)
-            if item is not None:
-                yield item
-
-    def counts(self) -> dict[str, int]:
-        """Number of items in each state."""
-        return {
-            **dict.fromkeys(STATES, 0),
-            **dict(self._connection.execute("SELECT state, count(*) FROM item GROUP BY 1")),
-        }
-
-    def files(self, item_id: str) -> list[FileRow]:
-        """Input files of an item, in the order they were given."""
-        query = "SELECT relpath, size, mtime_ns FROM file WHERE item_id=? ORDER BY rowid"
-        return [FileRow(*row) for row in self._connection.execute(query, (item_id,))]
-
-    def outputs(self, item_id: str) -> list[OutputRow]:
-        """Output files of an item, by path."""
-        query = "SELECT role, relpath, sha256, bytes FROM output WHERE item_id=? ORDER BY relpath"
-        return [OutputRow(*row) for row in self._connection.execute(query, (item_id,))]
-
-    def owner(self, relpath: str) -> str | None:
-        """The item that an output path belongs to, finished or not."""
-        row = self._one("SELECT item_id FROM output WHERE relpath=?", relpath)
-        return None if row is None else row[0]
-
-    def events(self, item_id: str) -> list[tuple[float, str, str | None]]:
-        """History of an item: time, state, worker."""
-        query = "SELECT ts, state, worker FROM event WHERE item_id=? ORDER BY rowid"
-        return list(self._connection.execute(query, (item_id,)))
+    def adopt(
+        self, item: ItemRow, files: Sequence[FileRow], outputs: Sequence[OutputRow], events: Sequence[EventRow]
+    ) -> None:
+        """Take over an item of another ledger with its history; one that was in work is queued."""
+        state = "queued" if item.state == "running" else item.state
+        with self._transaction() as cursor:
+            for table, key in (("file", "item_id"), ("output", "item_id"), ("event", "item_id"), ("item", "id")):
+                cursor.execute(f"DELETE FROM {table} WHERE {key}=?", (item.id,))
+            cursor.execute(
+                "INSERT INTO item(id, kind, label, state, reason_code, reason, attempts, seconds, peak_mb, "
+                "input_sha256, metrics_json, flags_json) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+                (
+                    *(item.id, item.kind, item.label, state, item.reason_code, item.reason, item.attempts),
+                    *(item.seconds, item.peak_mb, item.input_sha256, _json(item.metrics), _json(item.flags)),
+                ),
+            )
+            rows = [(item.id, row.relpath, row.size, row.mtime_ns) for row in files]
+            cursor.executemany("INSERT INTO file VALUES (?,?,?,?)", rows)
+            results = [(item.id, row.role, row.relpath, row.sha256, row.bytes) for row in outputs]
+            cursor.executemany("INSERT INTO output VALUES (?,?,?,?,?)", results)
+            history = [(event.ts, item.id, event.state, event.worker, event.code) for event in events]
+            cursor.executemany("INSERT INTO event VALUES (?,?,?,?,?)", history)
 
     # --- the connection
 
@@ -289,54 +305,7 @@ class Ledger:
                     raise
                 cursor.execute("COMMIT")
         except sqlite3.Error as error:
-            raise _damaged(self.path.name, error) from None
-
-    def _one(self, query: str, *values: Any) -> Any:
-        return self._connection.execute(query, values).fetchone()
-
-    def _connect(self) -> sqlite3.Connection:
-        if not self.read_only:
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-            connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-            connection.execute("PRAGMA journal_mode=WAL")
-            # A power cut may lose the last rows, never the file: their items are computed again, byte for byte.
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute("CREATE TEMP TABLE seen(id TEXT PRIMARY KEY)")
-            return connection
-        return sqlite3.connect(_read_only_uri(self.path), uri=True, timeout=30, isolation_level=None)
-
-    def _require_known_version(self) -> None:
-        try:
-            with closing(sqlite3.connect(_read_only_uri(self.path), uri=True, timeout=30)) as connection:
-                found = connection.execute("PRAGMA user_version").fetchone()[0]
-        except sqlite3.Error as error:
-            raise _damaged(self.path.name, error) from None
-        if found == 0 and self.read_only:
-            raise _no_run(self.path)  # killed before its tables were there
-        if found > VERSION:
-            raise OutputError(
-                "the run was recorded by a newer medseq",
-                where=self.path.name,
-                found=f"ledger version {found}",
-                wanted=f"{VERSION} at most",
-                remedy="update medseq; nothing was changed",
-            )
-
-    def _migrate(self) -> None:
-        version = self._one("PRAGMA user_version")[0]
-        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-            self._connection.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version={number};COMMIT;")
-
-
-def _no_run(path: Path) -> OutputError:
-    return OutputError("no run was recorded here", where=path.name, remedy="give the output folder of a run")
-
-
-def _read_only_uri(path: Path) -> str:
-    # A plain read-only connection would leave files of the write-ahead log behind, or fail on a read-only medium;
-    # where there is no log (the run ended) the file is complete without it.
-    mode = "mode=ro" if path.with_name(path.name + "-wal").exists() else "immutable=1"
-    return f"{path.absolute().as_uri()}?{mode}"
+            raise damaged(self.path.name, error) from None
 
 
 def _verdict_holds(known: tuple[str, str | None, int], state: str, reason_code: str | None) -> bool:
@@ -347,33 +316,12 @@ def _verdict_holds(known: tuple[str, str | None, int], state: str, reason_code: 
     return not by_discovery if state == "queued" else (was, was_code) == (state, reason_code)
 
 
-def _item(row: Sequence[Any]) -> ItemRow:
-    values = [*row[:10], json.loads(row[10]), json.loads(row[11])]
-    return ItemRow(*values)
-
-
-def _event(cursor: sqlite3.Cursor, item_id: str, state: str, worker: str | None) -> None:
-    cursor.execute("INSERT INTO event VALUES (?,?,?,?)", (time.time(), item_id, state, worker))
-
-
-def _marks(values: Sequence[Any]) -> str:
-    return ",".join("?" * len(values))
+def _event(cursor: sqlite3.Cursor, item_id: str, state: str, worker: str | None, code: str | None = None) -> None:
+    cursor.execute("INSERT INTO event VALUES (?,?,?,?,?)", (time.time(), item_id, state, worker, code))
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def _damaged(name: str, error: sqlite3.Error) -> OutputError:
-    if "full" in str(error):
-        return OutputError("the ledger cannot be written: no space left", where=name, remedy="free space and run again")
-    if any(word in str(error) for word in ("readonly", "unable to open")):
-        return OutputError(
-            "the ledger cannot be opened for writing", where=name, remedy="check the folder's permissions"
-        )
-    return OutputError(
-        "the ledger cannot be read", where=name, found=str(error), remedy="move it away to start anew (outputs stay)"
-    )
 
 
 def _difference(known: RunRow, run: RunRow) -> str:

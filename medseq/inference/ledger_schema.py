@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = ["MIGRATIONS", "STATES", "VERSION", "FileRow", "ItemRow", "OutputRow", "RunRow", "State"]
+__all__ = ["MIGRATIONS", "STATES", "VERSION", "EventRow", "FileRow", "ItemRow", "OutputRow", "RunRow", "State"]
 
 State = Literal["queued", "running", "done", "failed", "skipped"]
 STATES: tuple[State, ...] = ("queued", "running", "done", "failed", "skipped")
@@ -25,6 +25,15 @@ MIGRATIONS = (
     CREATE TABLE event(ts REAL NOT NULL, item_id TEXT NOT NULL, state TEXT NOT NULL, worker TEXT);
     CREATE INDEX item_state ON item(state);
     CREATE INDEX file_relpath ON file(relpath);
+    """,
+    # 2: the order of the work, found without sorting what is left; why an item changed its state.
+    """
+    ALTER TABLE item ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE event ADD COLUMN code TEXT;
+    DROP INDEX item_state;
+    CREATE INDEX item_next ON item(state, priority DESC);
+    CREATE INDEX output_relpath ON output(relpath);
+    CREATE INDEX event_item ON event(item_id);
     """,
 )
 VERSION = len(MIGRATIONS)
@@ -76,3 +85,13 @@ class ItemRow:
     input_sha256: str | None
     metrics: dict[str, float]
     flags: list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class EventRow:
+    """One change of state: when (seconds since 1970), to what, by which worker and why."""
+
+    ts: float
+    state: State
+    worker: str | None
+    code: str | None

@@ -40,6 +40,8 @@ __all__ = ["MILPredictor"]
 NOTICE = "Research use only, not for diagnosis"
 # A whole bag in memory: its features, and as much again a few times over inside the model.
 _MAX_WHOLE_BYTES = 1 << 30
+# Overview, a batch of tiles and the encoder's work.
+_SLIDE_BYTES = 300 << 20
 # Longest side of the picture under a heat map; a slide of few pixels is read for it at once, a large one by parts.
 _THUMBNAIL = 1024
 _WHOLE_READ = 1 << 24
@@ -83,10 +85,16 @@ class MILPredictor:
         self._encoder: Any = None
         self._seconds_per_instance = 0.0
 
-    def estimate(self, header: Bag) -> Estimate:
-        """Peak bytes above the loaded model (an upper guess), and seconds at the pace of the items so far."""
-        n, width = header.features.shape
-        rows = min(n, self._params.chunk) if can_stream(self._network) else n
+    def estimate(self, header: MILItem) -> Estimate:
+        """Peak bytes above the loaded model (an upper guess), and seconds at the pace of the items so far.
+
+        Of a slide the number of patches is not known before its tissue is: what a chunk takes, and no time.
+        """
+        chunk, width = self._params.chunk, self._config.input.feature_dim or 0
+        n = chunk if header.bag is None else header.bag.features.shape[0]
+        rows = min(n, chunk) if can_stream(self._network) else n
+        if header.bag is None:
+            return Estimate(rows * 4 * (2 * width + 16_384) + _SLIDE_BYTES, 0.0)
         return Estimate(rows * 4 * (2 * width + 16_384) + 64 * n, self._seconds_per_instance * n)
 
     def predict(self, reader: MILItem, sink: Sink, *, should_stop: Callable[[], bool] = lambda: False) -> Prediction:

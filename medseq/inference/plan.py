@@ -7,9 +7,11 @@ from pathlib import Path
 
 from medseq.errors import InputError
 from medseq.inference.check import output_problem
+from medseq.inference.choice import Choice
 from medseq.inference.found import Found
 from medseq.inference.ledger import Ledger
-from medseq.inference.worker import RETRY_CODES, input_sha256
+from medseq.inference.retry import LATER_CODES
+from medseq.inference.worker import input_sha256
 
 __all__ = ["register", "requeue", "require_something"]
 
@@ -44,8 +46,9 @@ def require_something(items: Iterator[Found], inputs: str = "volume") -> Iterato
     )
 
 
-def register(ledger: Ledger, found: Iterable[Found]) -> None:
-    """Put what was found into the ledger, all or nothing."""
+def register(ledger: Ledger, found: Iterable[Found], choice: Choice | None = None) -> None:
+    """Put what was found into the ledger, all or nothing; what `choice` prefers is computed first."""
+    choice = choice or Choice()
     with ledger.batch():
         for item in found:
             ledger.add_item(
@@ -57,20 +60,31 @@ def register(ledger: Ledger, found: Iterable[Found]) -> None:
                 reason_code=item.reason_code,
                 reason=item.reason,
                 flags=[{"code": code, "message": text, "level": "info"} for code, text in item.remarks],
+                priority=choice.priority([file.relpath for file in item.files]),
             )
         ledger.mark_gone()
 
 
-def requeue(ledger: Ledger, out: Path, root: Path, *, verify: bool, retry_failed: bool) -> None:
-    """Queue what a resumed run has to do again: killed, retryable, asked for, or no longer as recorded."""
+# Runs that died while they computed one and the same item, after which it is computed in a process of its own.
+_SUSPICIOUS_DEATHS = 3
+
+
+def requeue(ledger: Ledger, out: Path, root: Path, *, verify: bool, retry_failed: bool) -> bool:
+    """Queue what a resumed run has to do again: killed, retryable, asked for, or no longer as recorded.
+
+    Returns:
+        Whether an item may have killed earlier runs: several of them died with it in work.
+    """
+    suspects = any(item.attempts >= _SUSPICIOUS_DEATHS for item in ledger.items("running"))
     ledger.requeue(states=["running"])
-    ledger.requeue(states=["failed"], codes=() if retry_failed else RETRY_CODES)
+    ledger.requeue(states=["failed"], codes=() if retry_failed else LATER_CODES)
     for item in ledger.items("done"):
         changed = any(output_problem(out, row, rehash=verify) for row in ledger.outputs(item.id))
         if verify and not changed and item.reason_code != "gone":
             changed = not _same_input(root, [row.relpath for row in ledger.files(item.id)], item.input_sha256)
         if changed:
             ledger.requeue(ids=[item.id])
+    return suspects
 
 
 def _same_input(root: Path, relpaths: list[str], digest: str | None) -> bool:

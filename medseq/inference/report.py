@@ -14,7 +14,7 @@ from typing import Any
 from medseq.errors import FormatError
 from medseq.inference.mil_report import calibration_plot, mil_card
 
-__all__ = ["render_report", "report_from_json"]
+__all__ = ["item_card", "page", "render_report", "report_from_json"]
 
 # A page of more cards no longer opens quickly; report.json always has all.
 _MOST_CARDS = 500
@@ -49,7 +49,6 @@ def render_report(report: Mapping[str, Any]) -> str:
         raise FormatError("the report has another schema", found=report.get("schema"), wanted=1)
     run, items = report["run"], report["items"]
     by_state = {state: [item for item in items if item["state"] == state] for state in ("failed", "done", "skipped")}
-    style = Path(__file__).with_name("report.css").read_text("utf-8")
     parts = [
         _header(report),
         f"<h2>Failed <span class='n'>{len(by_state['failed'])}</span></h2>{_hidden_names(by_state['failed'])}",
@@ -60,15 +59,32 @@ def render_report(report: Mapping[str, Any]) -> str:
         _skipped(by_state["skipped"]),
         _computed(report),
     ]
-    title = f"{run['bundle']['name']} {run['bundle']['version']}"
+    title = f"{run['bundle']['name']} {run['bundle']['version']}: report"
+    return page(title, report["notice"], "".join(parts))
+
+
+def page(title: str, notice: str, body: str) -> str:
+    """A self-contained page without scripts.
+
+    Args:
+        title: Plain text.
+        notice: Plain text, shown above everything.
+        body: HTML.
+    """
+    style = Path(__file__).with_name("report.css").read_text("utf-8")
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         "<meta http-equiv='Content-Security-Policy' "
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-        f"<title>{escape(title)}: report</title><style>{style}</style></head><body>"
-        f"<div class='notice' role='note'>{escape(report['notice'])}</div><main>{''.join(parts)}</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{style}</style></head><body>"
+        f"<div class='notice' role='note'>{escape(notice)}</div><main>{body}</main></body></html>\n"
     )
+
+
+def item_card(item: Mapping[str, Any]) -> str:
+    """One item as HTML."""
+    return _failed_card(item) if item["state"] == "failed" else _done_card(item)
 
 
 def _header(report: Mapping[str, Any]) -> str:
@@ -126,7 +142,7 @@ def _cards(items: list[Any], card: Any, empty: str) -> str:
 def _failed_card(item: Mapping[str, Any]) -> str:
     files = f"{item['input_files']} file{'s' if item['input_files'] != 1 else ''}"
     return (
-        f"<article class='failed'><h3><span class='mono'>{escape(item['id'])}</span>"
+        f"<article class='failed'><h3>{_link(item)}"
         f"<span class='pill'>{escape(item['reason_code'] or 'error')}</span>"
         f"<small>{escape(item['kind'])} · {escape(_source(item))} · {files}</small></h3>"
         f"<p class='reason'>{escape(item['reason'] or '')}</p></article>"
@@ -147,10 +163,16 @@ def _done_card(item: Mapping[str, Any]) -> str:
     )
     gone = f"<p class='reason quiet'>{escape(item['reason'])}</p>" if item["reason"] else ""
     return (
-        f"<article><h3><span class='mono'>{escape(item['id'])}</span><small>{' · '.join(facts)}</small></h3>{gone}"
+        f"<article><h3>{_link(item)}<small>{' · '.join(facts)}</small></h3>{gone}"
         f"{f'<ul class=flags>{flags}</ul>' if flags else ''}"
         f"{mil_card(view) if view and is_bag else _pictures(view) + _numbers(item, view)}{_files(item)}</article>"
     )
+
+
+def _link(item: Mapping[str, Any]) -> str:
+    """The item's id; in the report of the run, a link to its page."""
+    name = f"<span class='mono'>{escape(item['id'])}</span>"
+    return name if "events" in item else f"<a href='report/{escape(item['id'])}.html'>{name}</a>"
 
 
 def _source(item: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from medseq.inference.ledger import ItemRow, Ledger, OutputRow
 from medseq.inference.preview import difference_text
 
-__all__ = ["SCHEMA", "build_report"]
+__all__ = ["SCHEMA", "build_report", "item_entry", "item_preview"]
 
 SCHEMA = 1
 # Pictures of all items together, as base64: beyond it a page no longer opens quickly.
@@ -46,7 +46,7 @@ def build_report(
     if run is None:
         raise ValueError("a report needs a run")
     by_id = run.params.get("names") != "source"
-    entries = [_entry(ledger, item, by_id=by_id, show=show_identifiers) for item in ledger.items()]
+    entries = [item_entry(ledger, item, by_id=by_id, show=show_identifiers) for item in ledger.items()]
     shown = _add_pictures(ledger, out, entries)
     return {
         "schema": SCHEMA,
@@ -69,7 +69,15 @@ def build_report(
     }
 
 
-def _entry(ledger: Ledger, item: ItemRow, *, by_id: bool, show: bool) -> dict[str, Any]:
+def item_entry(ledger: Ledger, item: ItemRow, *, by_id: bool, show: bool) -> dict[str, Any]:
+    """One item of a report, without its pictures.
+
+    Args:
+        ledger: Where its files and outputs stand.
+        item: The item.
+        by_id: Outputs go by ids, so that their paths tell no name.
+        show: Tell the names of its input.
+    """
     entry: dict[str, Any] = {
         "id": item.id,
         "kind": item.kind,
@@ -125,10 +133,21 @@ def _add_pictures(ledger: Ledger, out: Path, entries: list[dict[str, Any]]) -> i
         row = next((row for row in ledger.outputs(entry["id"]) if row.role == "preview"), None)
         if row is None or row.bytes > left:
             continue
-        try:
-            entry["preview"] = json.loads((out / row.relpath).read_text("utf-8"))
-        except (OSError, ValueError):
-            # The picture is lost, not the result; `medseq check` names the file.
+        entry["preview"] = item_preview(ledger, out, entry["id"])
+        if entry["preview"] is None:
             continue
         left, shown = left - row.bytes, shown + 1
     return shown
+
+
+def item_preview(ledger: Ledger, out: Path, item_id: str) -> dict[str, Any] | None:
+    """The pictures of an item; None if it has none."""
+    row = next((row for row in ledger.outputs(item_id) if row.role == "preview"), None)
+    if row is None:
+        return None
+    try:
+        view: dict[str, Any] = json.loads((out / row.relpath).read_text("utf-8"))
+        return view
+    except (OSError, ValueError):
+        # The picture is lost, not the result; `medseq check` names the file.
+        return None

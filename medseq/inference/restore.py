@@ -7,6 +7,8 @@ marked as padding never reaches the model: it is filled from its surroundings be
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,8 @@ __all__ = ["RestorePredictor", "fill_padding"]
 _FIT_PLANES = 16
 # Pixels that `fit` may look at: 256 MiB of float32; of one 8192 x 8192 plane, all.
 _FIT_PIXELS = 1 << 26
+# What is left of a tile after memory was short several times.
+_LEAST_TILE = 64
 # Bytes a pixel in flight, for the estimate: input, result and stages, and 64 float32 channels inside the network.
 _BYTES_PER_PIXEL = 4 * (8 + 64)
 
@@ -81,6 +85,20 @@ class RestorePredictor:
         planes = 1 if tiled else self._params.batch
         peak = max(_BYTES_PER_PIXEL * inside + 4 * 16 * planes * plane, 4 * min(_FIT_PIXELS, _FIT_PLANES * plane))
         return Estimate(peak, self._seconds_per_pixel * plane * header.planes)
+
+    def smaller(self, header: VolumeHeader) -> "RestorePredictor | None":
+        """The same model with a smaller footprint: first one plane at a time, then halved tiles; None at the end."""
+        how = self._params
+        rows, cols = header.plane_shape if how.tile is None else map(min, how.tile, header.plane_shape)
+        if how.batch > 1:
+            changed = replace(how, batch=1)
+        elif max(rows, cols) > _LEAST_TILE:
+            changed = replace(how, tile=(max(_LEAST_TILE, rows // 2), max(_LEAST_TILE, cols // 2)))
+        else:
+            return None
+        reduced = copy(self)
+        reduced._params = changed
+        return reduced
 
     def predict(
         self, reader: VolumeReader, sink: Sink, *, should_stop: Callable[[], bool] = lambda: False

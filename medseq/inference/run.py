@@ -2,58 +2,52 @@
 
     OUT/<item_id>/…    results (layout: `medseq.inference.outputs.Layout`)
     OUT/run.sqlite     what became of every input (`medseq.inference.ledger`)
-    OUT/report.json    the run as data;  OUT/report.html  the same for people
-    OUT/.work/         staging of the item in progress;  OUT/.run.lock  held while a run is working
+    OUT/report.json    the run as data;  OUT/report.html  the same for people;  OUT/report/<item_id>.html  one item
+    OUT/.work/         staging of the items in progress;  OUT/.run.lock  held while a run is working
 
-Order that makes a kill at any moment harmless: results are written to staging and fsynced; their names and hashes go
-to the ledger; they are renamed; the item becomes ``done``. A run that starts removes what is in staging, queues items
-that were running, and repeats them: same input, same bytes.
-
-One process works through the items here. `medseq.inference.worker.run_item` is what a process of a pool would run:
-the loop in `_work` is the only place that knows both the ledger and the predictor.
+This file says in which order; each step has its own: `discover`, `plan` (what is to be done), `staffing` (who does it),
+`engine` (the loop), `run_report`.
 """
 
 import hashlib
 import json
-import logging
-import os
-import shutil
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
 
 from medseq import __version__
-from medseq.errors import InputError, MedseqError, OutputError
+from medseq.errors import InputError
 from medseq.inference.bundle import Bundle, load_bundle
-from medseq.inference.check import LEDGER, CheckSummary, check_run, output_problem
+from medseq.inference.check import LEDGER, CheckSummary, check_run
+from medseq.inference.choice import Choice
 from medseq.inference.discover import discover, input_root
+from medseq.inference.dry_run import RunPlan, estimate, survey
+from medseq.inference.engine import Engine, Progress
+from medseq.inference.enlist import Hire, enlist, stop_on_signals
 from medseq.inference.environment import environment
-from medseq.inference.ledger import ItemRow, Ledger, RunRow
+from medseq.inference.found import Found
+from medseq.inference.ledger import Ledger, RunRow
 from medseq.inference.mil_params import AttributionName
-from medseq.inference.outputs import WORK, Identity, publish
+from medseq.inference.outputs import Identity
 from medseq.inference.params import resolve_params
 from medseq.inference.plan import register, requeue, require_something
-from medseq.inference.predictor import Predictor, Stopped
+from medseq.inference.predictors import predictor_for
 from medseq.inference.recon_params import SensMethod
-from medseq.inference.report import render_report
-from medseq.inference.report_json import build_report
-from medseq.inference.run_folder import archive, lock, prepared, remove_empty, require_apart, write_text
-from medseq.inference.worker import ItemTask, describe_failure, run_item
+from medseq.inference.run_folder import archive, lock, prepared, require_apart
+from medseq.inference.run_report import RunReport, bundle_facts
+from medseq.inference.shards import Shard
+from medseq.inference.staffing import Staff, parse_bytes, plan_staff
+from medseq.inference.unpack import is_archive, unpacked
+from medseq.inference.worker import ItemTask
 from medseq.io.privacy import show_identifiers as set_show_identifiers
 from medseq.io.volume import Modality
 
 __all__ = ["CheckSummary", "Progress", "RunSummary", "check_run", "predict_folder"]
-
-logger = logging.getLogger(__name__)
-
-# Called with (finished items, all items, text without identifiers) before the first item and after each.
-Progress = Callable[[int, int, str], None]
-_LEASE_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -65,12 +59,14 @@ class RunSummary:
         exit_code: 0 all done, 3 some failed, 130 interrupted.
         report_path: ``report.html``; None if it could not be written.
         processed: Items computed by this call.
+        plan: Of a dry run, else None.
     """
 
     counts: dict[str, int]
     exit_code: int
     report_path: Path | None
     processed: int
+    plan: RunPlan | None = None
 
 
 def predict_folder(  # noqa: PLR0913  (the words of the command line, all by keyword)
@@ -92,16 +88,27 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     fft: Literal["centre", "centred", "corner"] | None = None,
     virtual_coils: int | None = None,
     orientations: int | None = None,
+    adapt: bool = False,
     attribution: AttributionName | None = None,
     top: int | None = None,
     mpp: float | None = None,
     encoder: str | None = None,
-    adapt: bool = False,
     verify: bool = False,
     retry_failed: bool = False,
     new_run: bool = False,
     show_identifiers: bool = False,
     trust_packages: Iterable[str] = (),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    priority: Sequence[str] = (),
+    shard: str | None = None,
+    dry_run: bool = False,
+    workers: int | None = None,
+    max_memory: str | int | None = None,
+    item_timeout: float | None = None,
+    retries: int = 2,
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
     created_utc: str | None = None,
     progress: Progress | None = None,
 ) -> RunSummary:
@@ -112,7 +119,8 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
 
     Args:
         bundle: A loaded bundle, a path, or the name of a shipped one.
-        input: What the bundle takes, in a folder or as one file: DICOM and NIfTI, raw MR data, features or slides.
+        input: What the bundle takes, in a folder, an archive (.zip, .tar, .tar.gz) or as one file: DICOM and NIfTI,
+            raw MR data, features or slides.
         output: Folder for results; created if missing; never inside `input`.
         device: Where the model runs: ``cpu``, ``cuda``, ``cuda:1``.
         names: ``id`` names results by item id, ``source`` keeps the input's relative paths.
@@ -130,16 +138,29 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         fft: Fourier convention of the raw data; default: what format and data say.
         virtual_coils: Compress to at most this many coils; default 16.
         orientations: How many of eight orientations are averaged; default all. Fewer are faster.
+        adapt: Adapt the network to every slice by its own samples first: half a minute to minutes a slice.
         attribution: Of slides: what heat maps show, ``attention`` (default), ``gradient`` or ``occlusion``.
         top: Of slides: patches on the sheet of those with the highest values; default 12.
         mpp: Of slides: microns per pixel, for those that do not say.
         encoder: Of slides: the patch encoder, where the bundle names none, or a file of its weights.
-        adapt: Adapt the network to every slice by its own samples first: half a minute to minutes a slice.
         verify: Hash inputs and results of finished items again instead of trusting sizes and times.
         retry_failed: Try every failed item again.
         new_run: Results of another bundle or other parameters in `output` are moved to ``output/previous/``.
         show_identifiers: Let messages and the report tell names of input files.
         trust_packages: Packages besides medseq whose classes a bundle may use.
+        include: Shell patterns of files that are wanted (`medseq.inference.choice.Choice`); default: all.
+        exclude: Patterns of files that are not.
+        priority: Patterns of files whose items come first, the first pattern's before the second's.
+        shard: ``i/n``: compute the i-th of n parts, in ``output/shards/i-of-n`` (`medseq.inference.shards`).
+        dry_run: Compute nothing; the summary's `plan` tells what would be done, with time and memory.
+        workers: Processes that compute; 0 for this one, which no crash of a library survives. Default: as many as
+            cores and memory allow, or none for a few items.
+        max_memory: What all workers together may take, such as ``8G``; an item that needs more is tried again alone
+            and with smaller tiles.
+        item_timeout: Seconds that an item may take; its worker is ended then.
+        retries: Attempts after the first for failures that may pass (`medseq.inference.retry`).
+        engine: ``local``: processes on this machine; ``ray``: a Ray cluster whose nodes see the same folders.
+        ray_address: Of the cluster; default: the one this machine belongs to, else a local one is started.
         created_utc: Date of the run for results, ISO 8601; default: now, or that of the run being resumed.
         progress: See `Progress`.
 
@@ -151,12 +172,14 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         OutputError: `output` cannot be written, lies inside `input`, or holds another run.
         BundleError: The bundle is refused.
     """
-    source, out = Path(input), Path(output)
-    root = input_root(source)
+    source, limit, choice = Path(input), parse_bytes(max_memory), Choice(include, exclude, priority)
+    part = None if shard is None else Shard.parse(shard)
+    out = Path(output) if part is None else part.folder(Path(output))
+    input_root(source)
     require_apart(source, out)
     if not isinstance(bundle, Bundle):
         bundle = load_bundle(bundle, trust_packages=trust_packages)
-    _require_words(bundle, names, modality)
+    _require_words(bundle, names, modality, engine)
     words: dict[str, Any] = {"strength": strength, "tile": tile, "overlap": overlap, "batch": batch}
     words |= {"difference": difference, "resample": resample, "modality": modality, "sens": sens}
     words |= {"sens_maps": sens_maps, "fft": fft, "virtual_coils": virtual_coils, "orientations": orientations}
@@ -165,202 +188,125 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     maps = None if sens_maps is None else Path(sens_maps).resolve()
     env = environment(device)
     run = RunRow(bundle.hash, params, _params_hash(params), __version__, created_utc or _now())
+    if engine == "ray" and limit is not None:
+        raise InputError("max_memory is for this machine", found="engine ray", remedy="limit the memory of Ray's nodes")
+    staffing = partial(
+        plan_staff,
+        # On a cluster 0 is one a core of the cluster.
+        (workers or 0) if engine == "ray" else workers,
+        device=device,
+        isolated=engine == "local" and (item_timeout is not None or limit is not None),
+        max_memory=limit,
+        weights=bundle.weight_bytes,
+    )
     with ExitStack() as stack:
         if show_identifiers:
             set_show_identifiers(True)
             stack.callback(set_show_identifiers, False)
-        stop = stack.enter_context(_stop_on_signals())
+        if dry_run:
+            place = stack.enter_context(unpacked(source, Path(stack.enter_context(TemporaryDirectory()))))
+            found = _found(place, bundle, params, maps, choice, part)
+            task_of = partial(_task_of, bundle, run, input_root(place), maps)
+            plan = _plan(stack, found, staffing, bundle, device, run, out, task_of)
+            return RunSummary({"queued": plan.items, "done": plan.done}, 0, None, 0, plan)
+        stop = stack.enter_context(stop_on_signals())
         stack.enter_context(prepared(out))
-        found = require_something(
-            discover(source, bundle.config.input.kind, params.get("fft"), maps), bundle.config.input.kind
-        )
-        stack.enter_context(lock(out))
+        if is_archive(source):
+            # Here already: what a killed run had unpacked is removed, and must be nobody else's.
+            stack.enter_context(lock(out))
+        place = stack.enter_context(unpacked(source, out))
+        found = _found(place, bundle, params, maps, choice, part)
+        if not is_archive(source):
+            stack.enter_context(lock(out))
         if new_run:
             archive(out)
         ledger = stack.enter_context(Ledger(out / LEDGER))
         run = ledger.begin_run(run)
-        register(ledger, found)
-        requeue(ledger, out, root, verify=verify, retry_failed=retry_failed)
-        engine = _Engine(ledger, bundle, run, out, root, stop, progress or _silent, maps)
-        processed = engine.work(lambda: _predictor(bundle, device, params))
-        engine.verify()
-        report_path = engine.report(env, show_identifiers)
+        register(ledger, found, choice)
+        suspects = requeue(ledger, out, input_root(place), verify=verify, retry_failed=retry_failed)
+        staff = staffing(
+            queued=ledger.counts()["queued"], isolated=staffing.keywords["isolated"] or (engine == "local" and suspects)
+        )
+        report = RunReport(ledger, out, bundle_facts(bundle), env, show_identifiers=show_identifiers)
+        loop = Engine(
+            ledger,
+            run,
+            identity=_identity(bundle, run),
+            units=bundle.config.input.units,
+            root=input_root(place),
+            out=out,
+            stop=stop,
+            progress=progress or _silent,
+            retries=retries,
+            room=staff.room,
+            settled=report.write_page,
+            sens_maps=maps,
+        )
+        hire = Hire(bundle, device, params, staff, item_timeout, limit, show_identifiers, ray_address)
+        processed = loop.work(lambda: enlist(stack, hire, stop, engine))
+        loop.verify()
+        report_path = report.write(finished_utc=_now(), interrupted=stop.is_set())
         counts = ledger.counts()
     interrupted = stop.is_set() and bool(counts["queued"])
     exit_code = 130 if interrupted else 3 if counts["failed"] else 0
     return RunSummary(counts, exit_code, report_path, processed)
 
 
-@dataclass
-class _Engine:
-    """One run over one output folder; see the module docstring for the order of its steps."""
-
-    ledger: Ledger
-    bundle: Bundle
-    run: RunRow
-    out: Path
-    root: Path
-    stop: threading.Event
-    progress: Progress
-    sens_maps: Path | None = None
-
-    def work(self, load: Callable[[], Predictor]) -> int:
-        """Compute queued items until none is left or a stop is asked for; returns how many were tried."""
-        worker, tried, predictor = f"{os.getpid()}-{os.urandom(3).hex()}", 0, None
-        identity = Identity(
-            self.bundle.config.name, self.bundle.hash, self.run.params_hash, self.run.version, self.run.created_utc
-        )
-        self._tell("")
-        while not self.stop.is_set():
-            if predictor is None and self.ledger.counts()["queued"]:
-                # Loaded only when there is work: a second run over finished items takes no torch.
-                predictor = load()
-            item = self.ledger.claim(worker, _LEASE_S)
-            if item is None or predictor is None:
-                break
-            files = tuple(row.relpath for row in self.ledger.files(item.id))
-            task = ItemTask(
-                item.id,
-                item.kind,
-                files,
-                self.root,
-                self.out,
-                names=self.run.params["names"],
-                identity=identity,
-                units=self.bundle.config.input.units,
-                params=self.run.params,
-                sens_maps=self.sens_maps,
-            )
-            if not self._attempt(item, task, predictor, worker):
-                break
-            tried += 1
-            self._tell(item.id)
-        shutil.rmtree(self.out / WORK, ignore_errors=True)
-        return tried
-
-    def _attempt(self, item: ItemRow, task: ItemTask, predictor: Predictor, worker: str) -> bool:
-        """One item, whatever happens to it; False if it was stopped and is queued again."""
-        shutil.rmtree(task.stage, ignore_errors=True)
-        try:
-            task.stage.mkdir(parents=True)
-            result = run_item(task, predictor, self.stop.is_set)
-            self._require_free(task, [row.relpath for row in result.outputs])
-            self._drop_outputs(item.id, keep={row.relpath for row in result.outputs})
-            self.ledger.stage_outputs(item.id, result.outputs)
-            publish(task.stage, self.out, result.layout, result.outputs)
-        except Stopped:
-            shutil.rmtree(task.stage, ignore_errors=True)
-            self.ledger.requeue(ids=[item.id])
-            return False
-        except Exception as error:  # noqa: BLE001  (the one guard: an item's failure is recorded and the run goes on)
-            # First the space, then the row: on a full disk the ledger may need what staging took.
-            shutil.rmtree(task.stage, ignore_errors=True)
-            code, reason = describe_failure(error)
-            self._drop_outputs(item.id, keep=set())
-            self.ledger.fail(item.id, worker, code, reason)
-            logger.warning("item %s failed (%s): %s", item.id, code, reason)
-            return True
-        # What discovery remarked on the source; what an earlier attempt said about its result is void.
-        told = {flag.code for flag in result.flags}
-        earlier = [flag for flag in item.flags if flag["level"] == "info" and flag["code"] not in told]
-        self.ledger.finish(
-            item.id,
-            worker,
-            seconds=result.seconds,
-            peak_mb=result.peak_mb,
-            input_sha256=result.input_sha256,
-            metrics=result.metrics,
-            flags=[*earlier, *(vars(flag) for flag in result.flags)],
-        )
-        logger.info("item %s done in %.2f s", item.id, result.seconds)
-        return True
-
-    def verify(self) -> None:
-        """A result that vanished or changed size while the run went on is a failure, not a success."""
-        for item in self.ledger.items("done"):
-            problems = {output_problem(self.out, row, rehash=False) for row in self.ledger.outputs(item.id)} - {None}
-            if problems:
-                self.ledger.fail(item.id, "verify", "io", "its result was lost after it was written; run again")
-
-    def report(self, env: dict[str, Any], show_identifiers: bool) -> Path | None:
-        """Write report.json and report.html; None if they cannot be written (the ledger has everything)."""
-        config = self.bundle.config
-        facts = {
-            "name": config.name,
-            "version": config.version,
-            "hash": self.bundle.hash,
-            "task": config.task,
-            "modality": list(config.input.modality),
-            "units": config.input.units,
-            "intended_use": str(self.bundle.metadata.get("intended_use", "")),
-            "calibration": self.bundle.metadata.get("calibration", []),
-        }
-        report = build_report(
-            self.ledger,
-            self.out,
-            bundle=facts,
-            environment=env,
-            finished_utc=_now(),
-            interrupted=self.stop.is_set(),
-            show_identifiers=show_identifiers,
-        )
-        try:
-            write_text(self.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
-            write_text(self.out / "report.html", render_report(report))
-        except MedseqError as error:
-            logger.error("the report could not be written: %s", error)
-            return None
-        return self.out / "report.html"
-
-    def _require_free(self, task: ItemTask, relpaths: list[str]) -> None:
-        """A result that keeps its source's name must not replace a file that is not this item's."""
-        if task.names == "id":
-            return
-        for relpath in relpaths:
-            if (self.out / relpath).exists() and self.ledger.owner(relpath) != task.item_id:
-                raise OutputError(
-                    "a file of this name is already in the output folder",
-                    remedy="choose another folder, or names by id",
-                )
-
-    def _drop_outputs(self, item_id: str, keep: set[str]) -> None:
-        """Remove results of an earlier attempt that the item no longer has."""
-        # A folder that can no longer be written keeps them; their rows go, so that nobody takes them for results.
-        with suppress(OSError):
-            for row in self.ledger.outputs(item_id):
-                if row.relpath not in keep:
-                    (self.out / row.relpath).unlink(missing_ok=True)
-                    remove_empty(self.out, (self.out / row.relpath).parent)
-
-    def _tell(self, text: str) -> None:
-        counts = self.ledger.counts()
-        finished = counts["done"] + counts["failed"]
-        self.progress(finished, finished + counts["queued"] + counts["running"], text)
+def _found(
+    place: Path, bundle: Bundle, params: dict[str, Any], maps: Path | None, choice: Choice, part: Shard | None
+) -> Iterator[Found]:
+    """What is to be done, of which there is something."""
+    kind = bundle.config.input.kind
+    found = require_something(discover(place, kind, params.get("fft"), maps, choice), kind)
+    return found if part is None else (item for item in found if part.owns(item.item_id))
 
 
-def _predictor(bundle: Bundle, device: str, params: dict[str, Any]) -> Predictor:
-    """The seam for other tasks: which predictor a bundle needs."""
-    words = {
-        key: value
-        for key, value in params.items()
-        if key not in ("names", "modality", "resample", "blend", "sens_maps")
-    }
-    if bundle.config.task == "mil":
-        from medseq.inference.mil import MILPredictor
+def _plan(
+    stack: ExitStack,
+    found: Iterator[Found],
+    staffing: Callable[..., Staff],
+    bundle: Bundle,
+    device: str,
+    run: RunRow,
+    out: Path,
+    task_of: Callable[[Found, Path], ItemTask],
+) -> RunPlan:
+    """The plan of a run; nothing is written to the output folder."""
+    known = (out / LEDGER).exists()
+    plan, sample = survey(found, stack.enter_context(Ledger(out / LEDGER, read_only=True)) if known else None)
+    staff = staffing(queued=plan.items)
+    plan.workers, plan.threads = staff.workers, staff.threads
+    if not sample:
+        plan.timed = "nothing to compute"
+        return plan
 
-        return MILPredictor(bundle, device, **words)
-    if bundle.config.task == "recon":
-        from medseq.inference.recon import ReconPredictor
-
-        return ReconPredictor(bundle, device, **words)
-    from medseq.inference.restore import RestorePredictor
-
-    if words["tile"] is not None:
-        words["tile"] = tuple(words["tile"])
-    return RestorePredictor(bundle, device, **words)
+    estimate(plan, sample, predictor_for(bundle, device, run.params), task_of)
+    return plan
 
 
-def _require_words(bundle: Bundle, names: str, modality: str | None) -> None:
+def _task_of(bundle: Bundle, run: RunRow, root: Path, maps: Path | None, item: Found, folder: Path) -> ItemTask:
+    """What a worker would be given for an item, with another output folder."""
+    return ItemTask(
+        item.item_id,
+        item.kind,
+        tuple(file.relpath for file in item.files),
+        root,
+        folder,
+        names="id",
+        identity=_identity(bundle, run),
+        units=bundle.config.input.units,
+        params=run.params,
+        sens_maps=maps,
+    )
+
+
+def _identity(bundle: Bundle, run: RunRow) -> Identity:
+    return Identity(bundle.config.name, bundle.hash, run.params_hash, run.version, run.created_utc)
+
+
+def _require_words(bundle: Bundle, names: str, modality: str | None, engine: str) -> None:
+    if engine not in ("local", "ray"):
+        raise InputError("engine is unknown", found=engine, wanted="local or ray")
     if names not in ("id", "source"):
         raise InputError("names is unknown", found=names, wanted="id or source")
     if modality is not None and modality not in get_args(Modality):
@@ -374,27 +320,6 @@ def _require_words(bundle: Bundle, names: str, modality: str | None) -> None:
             wanted=" or ".join(accepted),
             remedy="medseq zoo lists the bundles",
         )
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into a clean stop; a second one interrupts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _params_hash(params: dict[str, Any]) -> str:

@@ -13,9 +13,11 @@ from medseq.inference.ledger import Ledger
 from medseq.inference.outputs import WORK
 from medseq.io.atomic import clear, discard, publish, written
 
-__all__ = ["archive", "lock", "prepared", "remove_empty", "require_apart", "write_text"]
+__all__ = ["PAUSED", "archive", "lock", "prepared", "remove_empty", "require_apart", "write_text"]
 
-_PREVIOUS = "previous"
+_PREVIOUS, _LOCK = "previous", ".run.lock"
+# While this file is there, no item is begun (`medseq run pause`).
+PAUSED = ".paused"
 
 
 def require_apart(source: Path, out: Path) -> None:
@@ -40,14 +42,15 @@ def prepared(out: Path) -> Iterator[None]:
         yield
     finally:
         for path in created:
-            if path.is_dir() and not any(path.iterdir()):
+            if path.is_dir() and {entry.name for entry in path.iterdir()} <= {_LOCK}:
+                (path / _LOCK).unlink(missing_ok=True)
                 path.rmdir()
 
 
 @contextmanager
 def lock(out: Path) -> Iterator[None]:
     """One run at a time in a folder; the kernel gives the lock back when a process dies, however it dies."""
-    with (out / ".run.lock").open("wb") as stream:
+    with (out / _LOCK).open("wb") as stream:
         if sys.platform != "win32":
             import fcntl
 
@@ -77,7 +80,7 @@ def archive(out: Path) -> None:
                     (out / row.relpath).rename(target / row.relpath)
                     remove_empty(out, (out / row.relpath).parent)
         target.mkdir(parents=True, exist_ok=True)
-        for name in ("report.json", "report.html"):
+        for name in ("report.json", "report.html", "report"):
             if (out / name).exists():
                 (out / name).rename(target / name)
     with written("the earlier run"):

@@ -1,4 +1,4 @@
-"""One item from its files to results in the staging folder. Knows no ledger; a process of a pool would run just this.
+"""One item from its files to results in the staging folder. Knows no ledger; every worker process runs just this.
 
 `ItemTask` and `ItemResult` are plain values that cross a process border; the predictor stays in the worker.
 """
@@ -27,11 +27,9 @@ from medseq.inference.preview import preview
 from medseq.io.resample import resample_uniform
 from medseq.io.volume import Modality, Units, VolumeHeader
 
-__all__ = ["RETRY_CODES", "ItemResult", "ItemTask", "describe_failure", "input_sha256", "run_item"]
+__all__ = ["ItemResult", "ItemTask", "describe_failure", "input_sha256", "run_item"]
 
-# Failures whose cause lies outside the input: a later run tries these items again by itself.
 BAGS = "bags"  # below OUT: features that were extracted from slides, kept for the next attempt
-RETRY_CODES = ("retry", "disk-full", "memory", "io")
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,10 @@ class ItemTask:
         params: Parameters of the run; here `modality` (what the caller says the input is), `resample` (put unevenly
             spaced slices on an even grid), `fft` and `virtual_coils` (of raw data) count.
         sens_maps: File or folder of sensitivity maps for raw data.
+        work: Folder below `out` for staging, another one for every run: what a dying process of an earlier run still
+            writes lies elsewhere.
+        memory: Bytes that the item may take beyond the loaded model; None for no limit.
+        smaller: How many times the model's footprint is reduced, after attempts that did not fit.
     """
 
     item_id: str
@@ -62,11 +64,14 @@ class ItemTask:
     units: Units
     params: Mapping[str, Any] = field(default_factory=dict)
     sens_maps: Path | None = None
+    work: str = WORK
+    memory: int | None = None
+    smaller: int = 0
 
     @property
     def stage(self) -> Path:
         """The item's staging folder."""
-        return self.out / WORK / self.item_id
+        return self.out / self.work / self.item_id
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ __all__ = [
     "group_dicom",
     "open_dicom",
     "require_pydicom",
+    "split_series",
 ]
 
 
@@ -58,6 +59,18 @@ def group_dicom(paths: Iterable[Path]) -> tuple[list[DicomStack], list[Skipped],
     from medseq.io.dicom_sort import group
 
     return group(paths)
+
+
+def split_series(paths: Iterable[Path]) -> list[list[Path]]:
+    """Files that may form volumes together; to `group_dicom` one after another, so that few headers are held at once.
+
+    Raises:
+        BackendError: pydicom is not installed.
+    """
+    require_pydicom()
+    from medseq.io.dicom_series import by_series
+
+    return by_series(paths)
 
 
 def open_dicom(stack: DicomStack) -> VolumeReader:

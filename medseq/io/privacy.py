@@ -10,7 +10,7 @@ import os
 import secrets
 from pathlib import Path
 
-__all__ = ["label", "path_label", "show_identifiers"]
+__all__ = ["label", "path_label", "salt", "show_identifiers"]
 
 # Suffixes that say what a file is. Any other may be part of a name ("scan.SMITH_JOHN") and is dropped.
 _KNOWN_SUFFIXES = (
@@ -42,6 +42,11 @@ def show_identifiers(flag: bool) -> None:
     """Let `label` and `path_label` return the identifiers themselves (True) or their hashes (False, the default)."""
     global _shown
     _shown = flag
+
+
+def salt() -> str:
+    """The salt of this process, for one that must agree with it on labels."""
+    return os.environ.get("MEDSEQ_SALT") or _random_salt
 
 
 def label(identifier: str) -> str:
@@ -82,5 +87,4 @@ def path_label(path: str | os.PathLike, root: str | os.PathLike | None = None) -
 
 
 def _digest(text: str) -> str:
-    salt = os.environ.get("MEDSEQ_SALT") or _random_salt
-    return hmac.new(salt.encode(), text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:10]
+    return hmac.new(salt().encode(), text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:10]

@@ -10,6 +10,7 @@ COMMANDS = [
     "check",
     "deidentify",
     "pacs",
+    "run",
     "demo",
     "fit",
     "validate",

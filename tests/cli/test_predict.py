@@ -113,7 +113,7 @@ def test_options_reach_the_function_by_the_same_names():
     from medseq.cli.predict import predict as command
     from medseq.inference.run import predict_folder
 
-    ours = set(inspect.signature(command).parameters) - {"as_json", "quiet", "verbose"}
+    ours = set(inspect.signature(command).parameters) - {"as_json", "quiet", "verbose", "json_log"}
     theirs = set(inspect.signature(predict_folder).parameters) - {"progress", "created_utc"}
     assert ours == theirs
 

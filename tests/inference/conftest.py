@@ -159,7 +159,7 @@ def tree(folder: Path, *, without=("run.sqlite", "run.sqlite-wal", "run.sqlite-s
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.startswith(tuple(without))
+        if path.is_file() and not path.relative_to(folder).parts[0].startswith(tuple(without))
     }
 
 

@@ -184,7 +184,7 @@ def test_without_pydicom_dicom_fails_with_the_command_and_nifti_goes_on(make, fo
     def refuse(paths):
         raise BackendError("DICOM needs pydicom", found="not installed", remedy="pip install 'medseq[dicom]'")
 
-    monkeypatch.setattr("medseq.io.dicom.group_dicom", refuse)
+    monkeypatch.setattr("medseq.io.dicom.split_series", refuse)
     found = by_file(discover(folder))
     assert found["v.nii"].state == "queued"
     assert found["notes.txt"].reason_code == "not-dicom"

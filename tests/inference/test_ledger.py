@@ -27,7 +27,7 @@ def finish(ledger, item_id, **changes):
 
 def test_tables_and_version_are_those_of_the_design(ledger):
     with sqlite3.connect(ledger.path) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         columns = {
             table: [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
@@ -39,10 +39,10 @@ def test_tables_and_version_are_those_of_the_design(ledger):
         "file": ["item_id", "relpath", "size", "mtime_ns"],
         "item": [
             *("id", "kind", "label", "state", "reason_code", "reason", "attempts", "lease_owner", "lease_until"),
-            *("seconds", "peak_mb", "input_sha256", "metrics_json", "flags_json"),
+            *("seconds", "peak_mb", "input_sha256", "metrics_json", "flags_json", "priority"),
         ],
         "output": ["item_id", "role", "relpath", "sha256", "bytes"],
-        "event": ["ts", "item_id", "state", "worker"],
+        "event": ["ts", "item_id", "state", "worker", "code"],
     }
 
 
@@ -64,7 +64,7 @@ def test_an_item_runs_through_its_states_and_leaves_events(ledger):
     assert (item.state, item.seconds, item.metrics, item.flags[0]["code"]) == ("done", 1.5, {"mean_shift": 0.5}, "x")
     assert ledger.outputs("i1") == [row]
     assert ledger.files("i1") == FILES
-    assert [(state, worker) for _, state, worker in ledger.events("i1")] == [
+    assert [(event.state, event.worker) for event in ledger.events("i1")] == [
         ("queued", None),
         ("running", "w1"),
         ("done", "w1"),
@@ -201,7 +201,7 @@ def test_a_newer_ledger_is_refused_and_not_touched(tmp_path):
     before = path.read_bytes()
     for read_only in (False, True):
         with pytest.raises(
-            OutputError, match=r"newer medseq \(found ledger version 99, wanted 1 at most\); update medseq"
+            OutputError, match=r"newer medseq \(found ledger version 99, wanted 2 at most\); update medseq"
         ):
             Ledger(path, read_only=read_only)
     assert path.read_bytes() == before

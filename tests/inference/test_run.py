@@ -35,7 +35,7 @@ def test_a_folder_of_dicom_becomes_a_folder_of_dicom(place, ct_bundle, make):
     assert summary.counts == {"queued": 0, "running": 0, "done": 2, "failed": 0, "skipped": 1}
     assert summary.report_path == place / "out" / "report.html"
     top = {path.name for path in (place / "out").iterdir()}
-    assert top == {"run.sqlite", "report.json", "report.html", ".run.lock", *states(place / "out")}
+    assert top == {"run.sqlite", "report.json", "report.html", "report", ".run.lock", *states(place / "out")}
     for item_id in states(place / "out"):
         series = sorted((place / "out" / item_id / "result").iterdir())
         assert [path.name for path in series] == [f"{n:04d}.dcm" for n in range(1, len(series) + 1)]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from medseq.errors import OutputError, RetryableError
-from medseq.inference import run as engine
+from medseq.inference import attempt, engine, run_report
 from medseq.inference.ledger import Ledger
 from medseq.inference.restore import RestorePredictor
 from medseq.inference.run import check_run, predict_folder
@@ -23,7 +23,7 @@ from medseq.inference.run import check_run, predict_folder
 # Imports once, then forks one child a line of its input: a fresh interpreter a kill would cost seconds each.
 RUNNER = """
 import json, os, signal, sys, time
-from medseq.inference import run, run_folder, worker
+from medseq.inference import engine, run, run_folder, run_report, worker
 from medseq.inference.ledger import Ledger
 import medseq.inference.restore, medseq.models.restore_unet
 import medseq.io.dicom, medseq.io.dicom_write, medseq.io.nifti_write
@@ -42,7 +42,7 @@ def after(call, number):
 
 POINTS = {
     "finish": (Ledger, "finish"), "stage": (Ledger, "stage_outputs"), "claim": (Ledger, "claim"),
-    "publish": (run, "publish"), "register": (run, "register"), "report": (run, "write_text"),
+    "publish": (engine, "publish"), "register": (run, "register"), "report": (run_report, "write_text"),
     "model": (medseq.inference.restore.RestorePredictor, "_run_model"), "preview": (worker, "preview"),
 }
 
@@ -128,7 +128,7 @@ def require_clean(out):
     assert not (out / ".work").exists()
     assert not list(out.rglob("*.partial"))
     assert not list(out.rglob("*.replaced"))
-    known = {"run.sqlite", "report.json", "report.html", ".run.lock"}
+    known = {"run.sqlite", "report.json", "report.html", "report", ".run.lock"}
     assert {path.name for path in out.iterdir()} - known == {
         key for key, state in states(out).items() if state == "done"
     }
@@ -297,7 +297,7 @@ def test_a_report_that_cannot_be_written_does_not_hide_the_results(place, ct_bun
     def full(path, text):
         raise RetryableError("cannot be written", where="the report", found="ENOSPC")
 
-    monkeypatch.setattr(engine, "write_text", full)
+    monkeypatch.setattr(run_report, "write_text", full)
     summary = predict_folder(**words(place, ct_bundle, "out", make))
     assert (summary.exit_code, summary.report_path, summary.counts["done"]) == (3, None, 4)
 
@@ -307,7 +307,7 @@ def test_a_report_that_cannot_be_written_does_not_hide_the_results(place, ct_bun
     [
         (MemoryError(), "memory", "not enough memory; use a smaller --tile or --batch"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory", "not enough memory"),
-        (KeyError("/data/DOE_JOHN/x.dcm"), "bug", r"unexpected KeyError in run.py:\d+; please report it"),
+        (KeyError("/data/DOE_JOHN/x.dcm"), "bug", r"unexpected KeyError in attempt.py:\d+; please report it"),
         (RetryableError("the server is busy"), "retry", "the server is busy"),
         (OSError(errno.EIO, "Input/output error", "/data/DOE_JOHN"), "io", "reading or writing failed .found EIO."),
     ],
@@ -317,7 +317,7 @@ def test_an_unexpected_error_fails_one_item_and_tells_no_names(
 ):
     import re
 
-    plain, calls = engine.run_item, []
+    plain, calls = attempt.run_item, []
 
     def odd(*args):
         calls.append(1)
@@ -325,9 +325,9 @@ def test_an_unexpected_error_fails_one_item_and_tells_no_names(
             raise error
         return plain(*args)
 
-    monkeypatch.setattr(engine, "run_item", odd)
+    monkeypatch.setattr(attempt, "run_item", odd)
     order = words(place, ct_bundle, "out", make)
-    summary = predict_folder(**order)
+    summary = predict_folder(**order, retries=0)
     assert (summary.exit_code, summary.counts["done"]) == (3, 3)
     report = json.loads((place / "out" / "report.json").read_text())
     [failed] = [item for item in report["items"] if item["state"] == "failed" and item["attempts"]]
@@ -360,7 +360,7 @@ def test_an_input_that_changes_while_it_is_read_is_not_believed(make, mr_bundle,
 
     monkeypatch.setattr(RestorePredictor, "predict", slow)
     order = {"bundle": mr_bundle, "input": tmp_path / "in", "output": tmp_path / "out", "modality": "MR"}
-    summary = predict_folder(**order)
+    summary = predict_folder(**order, retries=0)
     assert summary.exit_code == 3
     assert "the input changed while it was read" in summary.report_path.read_text()
     assert make.tree(tmp_path / "out") == {}
