@@ -94,4 +94,5 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
         "modality": list(config.input.modality),
         "units": config.input.units,
         "intended_use": str(bundle.metadata.get("intended_use", "")),
+        "calibration": bundle.metadata.get("calibration", []),
     }
