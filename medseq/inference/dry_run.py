@@ -84,7 +84,9 @@ def survey(found: Iterable[Found], ledger: Ledger | None) -> tuple[RunPlan, list
         found: See `medseq.inference.discover.discover`.
         ledger: Of an earlier run in the output folder, or None.
     """
-    plan, sample, largest = RunPlan(), [], None
+    plan = RunPlan()
+    sample: list[Found] = []
+    largest: Found | None = None
     kinds: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     # Not for anything that is kept: which items are looked at may differ every time.

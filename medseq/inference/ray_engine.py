@@ -220,7 +220,7 @@ def _connected(address: str | None) -> Any:
         ) from None
     try:
         dashboard = None if address else False
-        ray.init(address=address, log_to_driver=False, include_dashboard=dashboard, logging_level="ERROR")
+        ray.init(address=address, log_to_driver=False, include_dashboard=dashboard, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise BackendError(
             "the Ray cluster cannot be reached",
