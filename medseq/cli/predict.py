@@ -122,12 +122,6 @@ def predict(
     """
     from medseq.inference.run import predict_folder
 
-    left_out = 0
-    if deidentify:
-        from medseq.inference.deidentify import deidentify_folder
-
-        cleaned = deidentify_folder(input, output / "deidentified")
-        left_out, input = cleaned.exit_code, output / "deidentified"
     with progress_bar("predict", quiet=quiet or as_json) as progress:
         summary = predict_folder(
             bundle,
@@ -168,6 +162,7 @@ def predict(
             retries=retries,
             engine=engine,
             ray_address=ray_address,
+            deidentify=deidentify,
             progress=progress,
         )
     if summary.plan is not None:
@@ -186,7 +181,7 @@ def predict(
         say(words, quiet=quiet and summary.exit_code == 0)
         if summary.report_path:
             say(f"report: {summary.report_path}", quiet=quiet)
-    raise typer.Exit(summary.exit_code or left_out)
+    raise typer.Exit(summary.exit_code)
 
 
 def _print_plan(plan: "RunPlan", as_json: bool) -> None:

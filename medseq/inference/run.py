@@ -109,6 +109,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     retries: int = 2,
     engine: Literal["local", "ray"] = "local",
     ray_address: str | None = None,
+    deidentify: bool = False,
     created_utc: str | None = None,
     progress: Progress | None = None,
 ) -> RunSummary:
@@ -161,6 +162,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         retries: Attempts after the first for failures that may pass (`medseq.inference.retry`).
         engine: ``local``: processes on this machine; ``ray``: a Ray cluster whose nodes see the same folders.
         ray_address: Of the cluster; default: the one this machine belongs to, else a local one is started.
+        deidentify: Work on a copy without identifiers, in ``output/deidentified`` (`medseq deidentify`).
         created_utc: Date of the run for results, ISO 8601; default: now, or that of the run being resumed.
         progress: See `Progress`.
 
@@ -172,6 +174,12 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         OutputError: `output` cannot be written, lies inside `input`, or holds another run.
         BundleError: The bundle is refused.
     """
+    left_out = 0
+    if deidentify:
+        from medseq.inference.deidentify import deidentify_folder
+
+        cleaned = deidentify_folder(input, Path(output) / "deidentified")
+        left_out, input = cleaned.exit_code, Path(output) / "deidentified"
     source, limit, choice = Path(input), parse_bytes(max_memory), Choice(include, exclude, priority)
     part = None if shard is None else Shard.parse(shard)
     out = Path(output) if part is None else part.folder(Path(output))
@@ -248,7 +256,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         report_path = report.write(finished_utc=_now(), interrupted=stop.is_set())
         counts = ledger.counts()
     interrupted = stop.is_set() and bool(counts["queued"])
-    exit_code = 130 if interrupted else 3 if counts["failed"] else 0
+    exit_code = 130 if interrupted else 3 if counts["failed"] else left_out
     return RunSummary(counts, exit_code, report_path, processed)
 
 
