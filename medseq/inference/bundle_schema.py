@@ -95,12 +95,14 @@ class InferenceSpec(_Strict):
 class OutputSpec(_Strict):
     """What the model returns.
 
+    `scale_factor` is how many times as many rows and columns a super-resolution model returns.
     Of scores: `target` says what the logits are; `classes` names the classes, or the time bins of survival;
     `temperature` divides the logits, and `threshold` is where the probability of the second of two classes calls it.
     """
 
     kind: Literal["volume", "kspace", "scores"] = "volume"
     units: UnitName | None = None
+    scale_factor: int = Field(1, ge=1, le=8)
     target: Literal["class", "ordinal", "survival"] = "class"
     classes: list[str] = []
     threshold: float | None = Field(None, ge=0, le=1)

@@ -24,6 +24,7 @@ METRICS = {
     "noise_sd_after": "noise sd of the result, estimated likewise",
     "edge_correlation": "correlation of result - input with the result's gradient magnitude",
     "out_of_range": "share of input pixels outside the bundle's valid_range",
+    "low_band_change": "root mean square of what changed below the acquired resolution, over that of the input",
     "clipped": "share of result pixels that did not fit the stored integer range",
 }
 # Rows that are looked at together: bounds the memory of one huge plane.
@@ -35,13 +36,16 @@ class Fidelity:
 
     Args:
         valid_range: The bundle's range of input values, or None.
+        factor: Super-resolution only: the result's grid over the acquired one's; adds the metric ``low_band_change``.
     """
 
-    def __init__(self, valid_range: Range | None = None) -> None:
+    def __init__(self, valid_range: Range | None = None, factor: int = 1) -> None:
         self._low = -np.inf if valid_range is None or valid_range.min is None else valid_range.min
         self._high = np.inf if valid_range is None or valid_range.max is None else valid_range.max
         self._pixels = self._outside = 0
-        self._peak = 0.0
+        self._peak, self._factor = 0.0, factor
+        # Sums of squares of the change and of the input on the acquired grid.
+        self._low_band = np.zeros(2)
         # Sums of d, d^2, g, g^2 and d*g over valid pixels: d = result - input, g = gradient magnitude of the result.
         self._sums = np.zeros(5)
         self._noise: tuple[float, float] = (0.0, 0.0)
@@ -53,6 +57,8 @@ class Fidelity:
             return
         self._planes += 1
         self._noise = (self._noise[0] + noise_sd(before, valid), self._noise[1] + noise_sd(after, valid))
+        if self._factor > 1:
+            self._low_band += _low_band_power(before, after, valid, self._factor)
         for lo in range(0, before.shape[0], _BAND):
             hi = min(lo + _BAND, before.shape[0])
             mask = np.ones((hi - lo, before.shape[1]), dtype=bool) if valid is None else valid[lo:hi]
@@ -65,13 +71,15 @@ class Fidelity:
             self._sums += (change.sum(), change @ change, slope.sum(), slope @ slope, change @ slope)
 
     def metrics(self, clipped: int = 0) -> dict[str, float]:
-        """All of `METRICS`; zeros if no plane had a valid pixel."""
+        """`METRICS`, ``low_band_change`` for super-resolution only; zeros if no plane had a valid pixel."""
         n, planes = max(self._pixels, 1), max(self._planes, 1)
         mean_d, mean_dd, mean_g, mean_gg, mean_dg = self._sums / n
         var_d, var_g = max(mean_dd - mean_d**2, 0.0), max(mean_gg - mean_g**2, 0.0)
         spread = float(np.sqrt(var_d * var_g))
         before, after = self._noise[0] / planes, self._noise[1] / planes
-        return {
+        changed, kept = self._low_band
+        low_band = {"low_band_change": float(np.sqrt(changed / kept)) if kept > 0 else 0.0}
+        return (low_band if self._factor > 1 else {}) | {
             "mean_shift": float(mean_d),
             "residual_sd": float(np.sqrt(var_d)),
             "residual_over_noise": float(np.sqrt(mean_dd)) / before if before > 0 else 0.0,
@@ -106,6 +114,21 @@ def check_flags(metrics: dict[str, float], checks: Sequence[CheckSpec], valid_ra
         share = 100 * metrics["clipped"]
         flags.append(Flag("clipped", f"{share:.3g} % of the result did not fit the stored integer range"))
     return flags
+
+
+def _low_band_power(
+    before: np.ndarray, after: np.ndarray, valid: np.ndarray | None, factor: int
+) -> tuple[float, float]:
+    """Sums of squares on the acquired grid: of the change, and of the input."""
+    import torch
+
+    from medseq.ops.resolution import truncate_kspace
+
+    shape = (before.shape[0] // factor, before.shape[1] // factor)
+    change = after - before if valid is None else np.where(valid, after - before, 0.0)
+    pair = torch.from_numpy(np.stack([change, before]).astype(np.float32))
+    changed, kept = truncate_kspace(pair, shape).double().square().sum(dim=(1, 2)).tolist()
+    return changed, kept
 
 
 def _gradient_magnitude(plane: np.ndarray, lo: int, hi: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Restoration of whole volumes, streamed plane by plane: denoising, artefact removal, anything image -> image.
+"""Restoration of whole volumes, streamed plane by plane: denoising, super-resolution, anything image -> image.
 
 Memory is bounded by one micro-batch of planes (`inference.batch`), whatever the number of slices. What the scanner
 marked as padding never reaches the model: it is filled from its surroundings before, and pasted back after.
@@ -13,17 +13,18 @@ import numpy as np
 import torch
 
 from medseq.data.transforms import apply_chain, fit_chain, invert_chain
-from medseq.errors import BackendError, BundleError, FormatError, InputError
+from medseq.errors import BackendError, BundleError, InputError
 from medseq.inference.bundle import Bundle
 from medseq.inference.device import require_device
 from medseq.inference.fidelity import Fidelity, check_flags
+from medseq.inference.planes import EnlargedReader, enlarged_header, fill_padding, read_planes
 from medseq.inference.predictor import Estimate, Flag, Output, Prediction, Role, Sink, Stopped
 from medseq.inference.restore_params import RestoreParams
 from medseq.inference.tiling import apply_tiled, exceeds
 from medseq.io.source import source_warnings
 from medseq.io.volume import VolumeHeader, VolumeReader
 
-__all__ = ["RestorePredictor", "fill_padding"]
+__all__ = ["RestorePredictor"]
 
 _FIT_PLANES = 16
 # Pixels that `fit` may look at: 256 MiB of float32; of one 8192 x 8192 plane, all.
@@ -68,10 +69,12 @@ class RestorePredictor:
         self._config, self._device = bundle.config, require_device(device)
         self._model = bundle.build_model(self._device)
         self._chain = bundle.transforms()
+        self._factor = bundle.config.output.scale_factor
         self._seconds_per_pixel = 0.0
 
     def estimate(self, header: VolumeHeader) -> Estimate:
         """Peak bytes above the loaded model (an upper guess), and seconds at the pace of the items so far."""
+        header = self._grid(header)
         rows, cols = header.plane_shape
         plane = rows * cols
         tiled = exceeds((rows, cols), self._params.tile)
@@ -92,10 +95,15 @@ class RestorePredictor:
             FormatError: Pixels that are not finite.
             Stopped: `should_stop` returned True; nothing is left behind.
         """
-        started, header = time.perf_counter(), reader.header
-        self._require_fit(header)
+        started = time.perf_counter()
+        self._require_fit(reader.header)
+        flags = [Flag(warning.code, warning.message, "info") for warning in source_warnings(reader.header)]
+        flags += self._spacing_flags(reader.header) + self._grid_flags(reader.header)
+        if self._factor > 1:
+            reader = EnlargedReader(reader, self._factor)
+        header = reader.header
         params = self._fit(reader)
-        fidelity = Fidelity(self._config.valid_range)
+        fidelity = Fidelity(self._config.valid_range, self._factor)
         with ExitStack() as undo:
             writers: list[Any] = []
             roles: tuple[Role, ...] = ("result", "difference") if self._params.difference else ("result",)
@@ -112,8 +120,6 @@ class RestorePredictor:
         metrics = fidelity.metrics(clipped=int(getattr(writers[0], "clipped", 0)))
         metrics["seconds"] = time.perf_counter() - started
         self._seconds_per_pixel = metrics["seconds"] / (header.planes * np.prod(header.plane_shape))
-        flags = [Flag(warning.code, warning.message, "info") for warning in source_warnings(header)]
-        flags += self._spacing_flags(header)
         flags += check_flags(metrics, self._config.checks, self._config.valid_range)
         return Prediction(tuple(outputs), metrics, tuple(flags))
 
@@ -125,7 +131,7 @@ class RestorePredictor:
         step = 1 if exceeds(reader.header.plane_shape, self._params.tile) else self._params.batch
         for lo in range(0, planes, step):
             hi = min(lo + step, planes)
-            before, valid = _read(reader, lo, hi)
+            before, valid = read_planes(reader, lo, hi)
             filled = before
             if valid is not None:
                 filled = np.stack([fill_padding(*pair) for pair in zip(before, valid, strict=True)])
@@ -171,7 +177,7 @@ class RestorePredictor:
         chosen = np.unique(np.linspace(0, reader.header.planes - 1, count + 2)[1:-1].round().astype(int))
         if count == reader.header.planes:
             chosen = np.arange(count)
-        pairs = [_read(reader, int(plane), int(plane) + 1) for plane in chosen]
+        pairs = [read_planes(reader, int(plane), int(plane) + 1) for plane in chosen]
         planes = np.concatenate([planes for planes, _ in pairs])
         masks = [np.ones_like(piece, dtype=bool) if valid is None else valid for piece, valid in pairs]
         valid = None if all(valid is None for _, valid in pairs) else np.concatenate(masks)
@@ -208,41 +214,19 @@ class RestorePredictor:
         text = (
             f"pixel spacing {' x '.join(outside)} mm is outside what the model was trained on, {low:g} to {high:g} mm"
         )
-        return [Flag("spacing", text)] if outside else []
+        return [Flag("out_of_range", text)] if outside else []
 
+    def _grid(self, header: VolumeHeader) -> VolumeHeader:
+        """The header of the result."""
+        return enlarged_header(header, self._factor) if self._factor > 1 else header
 
-def fill_padding(plane: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Give every padding pixel of ``(row, col)`` the value of the nearest valid one, so that no edge is invented.
-
-    A plane without valid pixels becomes zero.
-    """
-    if valid.all():
-        return plane
-    if not valid.any():
-        return np.zeros_like(plane)
-    from scipy.ndimage import distance_transform_edt
-
-    nearest = distance_transform_edt(~valid, return_distances=False, return_indices=True)
-    return plane[tuple(nearest)]
-
-
-def _read(reader: VolumeReader, lo: int, hi: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Planes and their mask; None if every pixel is valid.
-
-    Raises:
-        FormatError: Pixels that are not finite, marked as padding or not; the message counts those of the volume.
-    """
-    planes, valid = reader.read(lo, hi), reader.valid(lo, hi)
-    if not np.isfinite(planes).all():
-        total = reader.header.planes
-        bad = sum(int(np.count_nonzero(~np.isfinite(reader.read(i, i + 1)))) for i in range(total))
-        raise FormatError(
-            "pixels are NaN or infinite",
-            found=f"{bad} of {total * planes[0].size}",
-            wanted="finite values",
-            remedy="replace them in the source, by 0 where there is background",
-        )
-    return planes, None if valid is not None and valid.all() else valid
+    def _grid_flags(self, header: VolumeHeader) -> list[Flag]:
+        """Say that the result has another grid than the input."""
+        if self._factor == 1:
+            return []
+        (rows, cols), (new_rows, new_cols) = header.plane_shape, self._grid(header).plane_shape
+        text = f"{rows} x {cols} pixels became {new_rows} x {new_cols}: detail finer than the input's is estimated"
+        return [Flag("enlarged", text, "info")]
 
 
 def _output(role: Role, paths: Sequence[Any]) -> Output:

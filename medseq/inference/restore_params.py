@@ -87,5 +87,9 @@ def _require_supported(config: BundleConfig) -> None:
         if found != wanted:
             raise BundleError(f"{key} is not for restoration", where=config.name, found=found, wanted=wanted)
     unknown = [check.name for check in config.checks if check.name not in METRICS]
+    if any(check.name == "low_band_change" for check in config.checks) and config.output.scale_factor == 1:
+        raise BundleError(
+            "the check low_band_change is for super-resolution", where=config.name, wanted="output.scale_factor above 1"
+        )
     if unknown:
         raise BundleError("unknown fidelity check", where=config.name, found=unknown[0], wanted=", ".join(METRICS))
