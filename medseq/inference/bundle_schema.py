@@ -77,12 +77,17 @@ class InputSpec(_Strict):
 
 
 class InferenceSpec(_Strict):
-    """How the model is run: `tile` and `overlap` apply to planes larger than `tile`; `batch` counts planes or tiles."""
+    """How the model is run.
+
+    `tile` and `overlap` apply to planes larger than `tile`; `batch` counts planes or tiles; `uncertainty` writes the
+    spread over flips and turns unless the caller says otherwise.
+    """
 
     tile: int | tuple[int, int] | None = None
     overlap: float = Field(0.25, ge=0, lt=1)
     blend: Literal["gaussian", "constant"] = "gaussian"
     batch: int = Field(1, ge=1)
+    uncertainty: bool = False
 
     @model_validator(mode="after")
     def _positive_tile(self) -> "InferenceSpec":

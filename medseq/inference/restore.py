@@ -21,6 +21,7 @@ from medseq.inference.planes import EnlargedReader, enlarged_header, fill_paddin
 from medseq.inference.predictor import Estimate, Flag, Output, Prediction, Role, Sink, Stopped
 from medseq.inference.restore_params import RestoreParams
 from medseq.inference.tiling import apply_tiled, exceeds
+from medseq.inference.views import single_view, view_spread
 from medseq.io.source import source_warnings
 from medseq.io.volume import VolumeHeader, VolumeReader
 
@@ -44,6 +45,7 @@ class RestorePredictor:
         batch: Planes (or tiles) a forward pass; default: the bundle's.
         strength: 1 gives the model's result, 0 the input, between them a blend.
         difference: Also write result - input.
+        uncertainty: Also write the standard deviation over flips and turns; default: the bundle's.
 
     Raises:
         BundleError: The bundle is for something else, or asks for what is not known here.
@@ -62,9 +64,16 @@ class RestorePredictor:
         batch: int | None = None,
         strength: float = 1.0,
         difference: bool = False,
+        uncertainty: bool | None = None,
     ) -> None:
         self._params = RestoreParams.resolve(
-            bundle.config, tile=tile, overlap=overlap, batch=batch, strength=strength, difference=difference
+            bundle.config,
+            tile=tile,
+            overlap=overlap,
+            batch=batch,
+            strength=strength,
+            difference=difference,
+            uncertainty=uncertainty,
         )
         self._config, self._device = bundle.config, require_device(device)
         self._model = bundle.build_model(self._device)
@@ -106,15 +115,16 @@ class RestorePredictor:
         fidelity = Fidelity(self._config.valid_range, self._factor)
         with ExitStack() as undo:
             writers: list[Any] = []
-            roles: tuple[Role, ...] = ("result", "difference") if self._params.difference else ("result",)
+            extra: dict[Role, bool] = {"difference": self._params.difference, "uncertainty": self._params.uncertainty}
+            roles: tuple[Role, ...] = ("result", *(role for role, wanted in extra.items() if wanted))
             for role in roles:
                 writers.append(sink.volume(role))
                 undo.callback(writers[-1].abort)
                 writers[-1].begin(header)
-            for lo, before, after in self._restored(reader, params, fidelity, should_stop):
-                writers[0].write(lo, after)
-                if self._params.difference:
-                    writers[1].write(lo, after - before)
+            for lo, before, after, spread in self._restored(reader, params, fidelity, should_stop):
+                planes = {"result": after, "difference": after - before, "uncertainty": spread}
+                for role, writer in zip(roles, writers, strict=True):
+                    writer.write(lo, planes[role])
             outputs = [_output(role, writer.commit()) for role, writer in zip(roles, writers, strict=True)]
             undo.pop_all()
         metrics = fidelity.metrics(clipped=int(getattr(writers[0], "clipped", 0)))
@@ -125,8 +135,8 @@ class RestorePredictor:
 
     def _restored(
         self, reader: VolumeReader, params: Sequence[Any], fidelity: Fidelity, should_stop: Callable[[], bool]
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """First plane number, input and result of one micro-batch after another."""
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]:
+        """First plane number, input, result and uncertainty of one micro-batch after another."""
         planes = reader.header.planes
         step = 1 if exceeds(reader.header.plane_shape, self._params.tile) else self._params.batch
         for lo in range(0, planes, step):
@@ -135,22 +145,51 @@ class RestorePredictor:
             filled = before
             if valid is not None:
                 filled = np.stack([fill_padding(*pair) for pair in zip(before, valid, strict=True)])
-            after = self._run_model(filled, params, should_stop)
+            after, spread = self._run_model(filled, params, should_stop)
             for number in range(hi - lo):
-                fidelity.update(filled[number], after[number], None if valid is None else valid[number])
-            yield lo, before, after if valid is None else np.where(valid, after, before)
+                mask = None if valid is None else valid[number]
+                fidelity.update(filled[number], after[number], mask, None if spread is None else spread[number])
+            if valid is not None:
+                after = np.where(valid, after, before)
+                spread = None if spread is None else np.where(valid, spread, np.float32(0))
+            yield lo, before, after, spread
 
     @torch.inference_mode()
-    def _run_model(self, planes: np.ndarray, params: Sequence[Any], should_stop: Callable[[], bool]) -> np.ndarray:
-        """Native planes ``(n, row, col)`` through the chain and the model, blended by `strength`."""
+    def _run_model(
+        self, planes: np.ndarray, params: Sequence[Any], should_stop: Callable[[], bool]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Native planes ``(n, row, col)`` through the chain and the model, blended by `strength`; their uncertainty."""
+
+        def run(image: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
+            restored = self._native(image, model, params, should_stop)
+            return torch.lerp(image, restored, self._params.strength) if self._params.strength < 1 else restored
+
+        # A reader may hand out a view of a read-only map, which torch cannot wrap.
+        image = torch.from_numpy(np.require(planes, np.float32, ["C", "W"]))[:, None].to(self._device)
+        result = run(image, self._model)
+        bad = int(result.numel() - result.isfinite().sum())
+        if bad:
+            raise BackendError("the model returned values that are not finite", found=f"{bad} of {result.numel()}")
+        spread = None
+        if self._params.uncertainty:
+            one = single_view(self._model)
+            spread = view_spread(lambda view: run(view, one), image)[:, 0].float().cpu().numpy()
+        return result[:, 0].float().cpu().numpy(), spread
+
+    def _native(
+        self,
+        image: torch.Tensor,
+        model: torch.nn.Module,
+        params: Sequence[Any],
+        should_stop: Callable[[], bool],
+    ) -> torch.Tensor:
+        """Planes ``(n, 1, row, col)`` in native units through the chain and the model."""
 
         def forward(batch: torch.Tensor) -> torch.Tensor:
             if should_stop():
                 raise Stopped
-            return self._model(batch)
+            return model(batch)
 
-        # A reader may hand out a view of a read-only map, which torch cannot wrap.
-        image = torch.from_numpy(np.require(planes, np.float32, ["C", "W"]))[:, None].to(self._device)
         stages = apply_chain(self._chain, image, params)
         if stages[-1].shape[1] != self._config.input.channels:
             raise BundleError(
@@ -163,11 +202,7 @@ class RestorePredictor:
             raise BundleError(
                 "the model's output does not fit its input", found=tuple(restored.shape), wanted=tuple(image.shape)
             )
-        result = torch.lerp(image, restored, self._params.strength) if self._params.strength < 1 else restored
-        bad = int(result.numel() - result.isfinite().sum())
-        if bad:
-            raise BackendError("the model returned values that are not finite", found=f"{bad} of {result.numel()}")
-        return result[:, 0].float().cpu().numpy()
+        return restored
 
     def _fit(self, reader: VolumeReader) -> list[dict[str, float]]:
         """Volume-level numbers of the transforms, from up to 16 evenly spaced planes."""
