@@ -105,6 +105,11 @@ class RestorePredictor:
             Stopped: `should_stop` returned True; nothing is left behind.
         """
         started = time.perf_counter()
+        suv = self._suv_factor(reader.header)
+        if suv is not None:
+            from medseq.io.pet_suv import SuvReader
+
+            reader = SuvReader(reader, suv)
         self._require_fit(reader.header)
         flags = [Flag(warning.code, warning.message, "info") for warning in source_warnings(reader.header)]
         flags += self._spacing_flags(reader.header) + self._grid_flags(reader.header)
@@ -118,7 +123,7 @@ class RestorePredictor:
             extra: dict[Role, bool] = {"difference": self._params.difference, "uncertainty": self._params.uncertainty}
             roles: tuple[Role, ...] = ("result", *(role for role, wanted in extra.items() if wanted))
             for role in roles:
-                writers.append(sink.volume(role))
+                writers.append(_stored_as_activity(sink.volume(role), suv))
                 undo.callback(writers[-1].abort)
                 writers[-1].begin(header)
             for lo, before, after, spread in self._restored(reader, params, fidelity, should_stop):
@@ -251,6 +256,14 @@ class RestorePredictor:
         )
         return [Flag("out_of_range", text)] if outside else []
 
+    def _suv_factor(self, header: VolumeHeader) -> float | None:
+        """SUVbw of one Bq/ml where the bundle wants the one and the series has the other; else None."""
+        if self._config.input.units != "SUVbw" or header.units != "Bq/ml" or header.source.kind != "dicom":
+            return None
+        from medseq.io.pet_suv import suv_per_activity
+
+        return suv_per_activity(header)
+
     def _grid(self, header: VolumeHeader) -> VolumeHeader:
         """The header of the result."""
         return enlarged_header(header, self._factor) if self._factor > 1 else header
@@ -262,6 +275,15 @@ class RestorePredictor:
         (rows, cols), (new_rows, new_cols) = header.plane_shape, self._grid(header).plane_shape
         text = f"{rows} x {cols} pixels became {new_rows} x {new_cols}: detail finer than the input's is estimated"
         return [Flag("enlarged", text, "info")]
+
+
+def _stored_as_activity(writer: Any, suv: float | None) -> Any:
+    """A writer that takes the model's units: what was Bq/ml is written as Bq/ml."""
+    if suv is None:
+        return writer
+    from medseq.io.pet_suv import ActivityWriter
+
+    return ActivityWriter(writer, suv)
 
 
 def _output(role: Role, paths: Sequence[Any]) -> Output:
