@@ -250,9 +250,9 @@ compressed features (`sign(x) log(1 + |x|)`), standardised on the training part;
 
 The named head, {about["named_head"]}, has the best inner AUROC of {len(about["candidates"])} candidates, over five
 inner folds beside each of the ten test folds of the first repeat, and was named before any test fold was predicted.
-Before that, {about["explored_before"]} settings of networks (head, width, layers, rate, epochs, drop-out, decay,
-instances drawn, compression) and 6 of logistic regression were looked at in the same way, beside four test folds of
-another division of the same bags. "Chosen inside each fold" takes, for each test fold, the candidate that its own
+Before that, {about["explored_before"]} settings of networks (head, width, layers, learning rate, epochs, drop-out,
+decay, instances drawn, compression) and 6 of logistic regression were looked at in the same way, beside four test folds
+of another division of the same bags. "Chosen inside each fold" takes, for each test fold, the candidate that its own
 training part preferred. TransMIL, ten times as slow here, has half of the epochs,
 and is run on UCSB only.
 

@@ -58,8 +58,8 @@ def bi_wkv(
     if torch.compiler.is_exporting():
         # A graph that leaves torch may hold no operator of ours.
         dtype = torch.float64 if torch.float64 in (w.dtype, v.dtype) else torch.float32
-        inputs = (x.to(dtype) for x in (w, u, k, v))
-        y = exportable.forward(*inputs) if convention == "exact" else chunked.forward(*inputs, convention)
+        wide = w.to(dtype), u.to(dtype), k.to(dtype), v.to(dtype)
+        y = exportable.forward(*wide) if convention == "exact" else chunked.forward(*wide, convention)
         return y.to(v.dtype)
     return torch.ops.medseq.bi_wkv(w, u, k, v, convention)
 
