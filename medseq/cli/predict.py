@@ -36,6 +36,9 @@ def predict(
     ] = None,
     batch: Annotated[int | None, typer.Option("--batch", help="Planes or tiles a forward pass.")] = None,
     difference: Annotated[bool, typer.Option("--difference", help="Also write result - input.")] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Also write the spread over flips and turns: eight times the work.")
+    ] = False,
     resample: Annotated[bool, typer.Option("--resample", help="Put unevenly spaced slices on an even grid.")] = False,
     sens: Annotated[
         Literal["auto", "given", "espirit", "estimate"] | None,
@@ -135,6 +138,8 @@ def predict(
             overlap=overlap,
             batch=batch,
             difference=difference,
+            # Not False: a bundle may ask for it by itself.
+            uncertainty=uncertainty or None,
             resample=resample,
             sens=sens,
             sens_maps=sens_maps,

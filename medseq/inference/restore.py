@@ -100,8 +100,8 @@ class RestorePredictor:
 
     def smaller(self, header: VolumeHeader) -> "RestorePredictor | None":
         """The same model with a smaller footprint: first one plane at a time, then halved tiles; None at the end."""
-        how = self._params
-        rows, cols = header.plane_shape if how.tile is None else map(min, how.tile, header.plane_shape)
+        how, plane = self._params, self._grid(header).plane_shape
+        rows, cols = plane if how.tile is None else map(min, how.tile, plane)
         if how.batch > 1:
             changed = replace(how, batch=1)
         elif max(rows, cols) > _LEAST_TILE:

@@ -82,6 +82,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     overlap: float | None = None,
     batch: int | None = None,
     difference: bool = False,
+    uncertainty: bool | None = None,
     resample: bool = False,
     sens: SensMethod | None = None,
     sens_maps: str | Path | None = None,
@@ -132,6 +133,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         overlap: Share of a tile that its neighbour covers too; default: the bundle's.
         batch: Planes (or tiles) a forward pass; default: the bundle's.
         difference: Also write result - input, in the format of the result.
+        uncertainty: Also write the spread of the result over flips and turns; eight times the work.
         resample: Put unevenly spaced DICOM slices on an even grid; their result is NIfTI.
         sens: Of reconstruction: where coil sensitivities come from, ``given``, ``espirit``, ``estimate``, or ``auto``
             (default): those in the file, else ESPIRiT.
@@ -189,7 +191,13 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         bundle = load_bundle(bundle, trust_packages=trust_packages)
     _require_words(bundle, names, modality, engine)
     words: dict[str, Any] = {"strength": strength, "tile": tile, "overlap": overlap, "batch": batch}
-    words |= {"difference": difference, "resample": resample, "modality": modality, "sens": sens}
+    words |= {
+        "difference": difference,
+        "uncertainty": uncertainty,
+        "resample": resample,
+        "modality": modality,
+        "sens": sens,
+    }
     words |= {"sens_maps": sens_maps, "fft": fft, "virtual_coils": virtual_coils, "orientations": orientations}
     words |= {"adapt": adapt, "attribution": attribution, "top": top, "mpp": mpp, "encoder": encoder}
     params = resolve_params(bundle.config, words) | {"names": names}

@@ -82,21 +82,11 @@ class DicomSeriesWriter:
             OutputError: The volume does not come from DICOM on this grid, or its class cannot be written.
         """
         source = header.source.header
-<<<<<<< HEAD
         if not isinstance(source, DicomSource):
             raise OutputError(
                 "a derived DICOM series needs the DICOM slices that it derives from",
                 found=f"a {header.source.kind} source of {header.planes} planes",
                 wanted="a DICOM source",
-=======
-        pixels = source.frames[0].pixels if isinstance(source, DicomSource) else None
-        own = None if pixels is None else (len(source.frames), pixels.rows, pixels.columns)
-        if own != (header.planes, *header.plane_shape):
-            raise OutputError(
-                "a derived DICOM series needs the DICOM slices that it derives from",
-                found=f"a {header.source.kind} source of {header.planes} planes of {header.plane_shape}",
-                wanted="a DICOM source on its own grid",
->>>>>>> restore
                 remedy="write NIfTI instead",
             )
         for frame in source.frames:

@@ -134,14 +134,10 @@ def test_a_folder_run_writes_the_new_grid_with_its_affine(sr_bundle, tmp_path, r
     assert "12 x 10 pixels became 24 x 20" in report
 
 
-def test_a_dicom_series_is_never_written_with_the_size_of_its_source(sr_bundle, make, tmp_path, rng):
+def test_a_dicom_series_has_the_size_of_the_new_grid(sr_bundle, make, tmp_path, rng):
     make.series(tmp_path / "in", rng.integers(100, 900, (3, 12, 10)).astype(np.uint16), modality="MR")
     summary = predict_folder(sr_bundle.folder, tmp_path / "in", tmp_path / "out", created_utc=make.created)
-    if summary.counts["done"]:
-        images = [pydicom.dcmread(path) for path in (tmp_path / "out").rglob("*.dcm")]
-        assert {(ds.Rows, ds.Columns, len(ds.PixelData)) for ds in images} == {(24, 20, 24 * 20 * 2)}
-        np.testing.assert_allclose(np.array(images[0].PixelSpacing, dtype=float), (0.35, 0.4))
-    else:
-        assert summary.counts["failed"] == 1
-        assert "write NIfTI instead" in summary.report_path.read_text()
-        assert not list((tmp_path / "out").rglob("*.dcm"))
+    assert summary.counts["done"] == 1
+    images = [pydicom.dcmread(path) for path in (tmp_path / "out").rglob("*.dcm")]
+    assert {(ds.Rows, ds.Columns, len(ds.PixelData)) for ds in images} == {(24, 20, 24 * 20 * 2)}
+    np.testing.assert_allclose(np.array(images[0].PixelSpacing, dtype=float), (0.35, 0.4))
