@@ -179,8 +179,6 @@ def peak(name: str, kind: str) -> dict:
 
 def stream(n: int, scratch_dtype: str) -> dict:
     """One bag from its file, in this process."""
-    import resource
-
     model = MambaMIL().eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -201,8 +199,10 @@ def stream(n: int, scratch_dtype: str) -> dict:
         out = stream_bag(model, lambda lo, hi: next(pieces), n, scratch=Path(folder), scratch_dtype=scratch_dtype)
         seconds = time.process_time() - start
     assert out is not None
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return {"n": n, "cpu_s": seconds, "rss_gb": rss, "logits": out.logits[0].tolist()}
+    # Not ru_maxrss: a process inherits that of the one it was forked from.
+    status = Path("/proc/self/status").read_text()
+    rss = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    return {"n": n, "cpu_s": seconds, "rss_gb": rss * 1024 / 1e9, "logits": out.logits[0].tolist()}
 
 
 PARTS = {"speed": part_speed, "heads": part_heads, "scale": part_scale}

@@ -1,11 +1,12 @@
 """Quality of a restoration bundle against doing nothing and classical methods.
 
-Run: `python benchmarks/quality_restore.py ct-denoise` (or `mr-denoise`, or the path of a bundle).
+Run: `python benchmarks/quality_restore.py ct-denoise` (or `mr-denoise`, `mr-sr-x2`, or the path of a bundle).
 
 Two tables a bundle, never mixed: the training head's held-out block, and other patients. Noise is simulated, and the
 reference is the image as it was acquired, noise of its own included. Exits with 1 if the bar is not met: on other
 patients PSNR and SSIM above the best classical method (CT at a quarter of the dose, MR at 6 % noise), and an original
-left alone.
+left alone. A super-resolution bundle has one table and one bar: PSNR and SSIM above the best classical method on other
+patients, the acquired frequencies kept.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+import super_resolution
 from baselines import Denoiser, available, tune
 from restore_cases import Case, head_cases, inner_half, low_dose, noisy_mr, other_ct_cases, other_mr_cases
 
@@ -197,6 +199,17 @@ def run_all(bundle: Bundle, rivals: dict[str, Denoiser], quick: bool) -> tuple[l
     return tables, failures + judge_original(checks, modality), strengths
 
 
+def run_super_resolution(bundle: Bundle, rivals: dict[str, Bundle]) -> tuple[list[Table], list[str], dict]:
+    """The two tables of a bundle that enlarges, what is not met, and the strengths of the classical methods."""
+    name, factor = bundle.config.name, bundle.config.output.scale_factor
+    methods, strengths = super_resolution.classical(factor)
+    networks = {key: super_resolution.upscaler(value) for key, value in ({name: bundle} | rivals).items()}
+    table, moved = super_resolution.compare(factor, methods | networks)
+    print(table.markdown(against="zero filling"), moved.markdown(), sep="\n", flush=True)
+    failures = judge(table, name, list(methods)) + super_resolution.judge_fidelity(moved, name)
+    return [table, moved], failures, strengths
+
+
 def add_rivals(stem: Path, modality: str, rivals: dict[str, Denoiser]) -> tuple[list[Table], dict]:
     """The tables of an earlier run with rows for further bundles, and what else its file says."""
     about = json.loads(stem.with_suffix(".json").read_text())
@@ -224,8 +237,15 @@ def write(stem: Path, bundle: Bundle, tables: list[Table], about: dict) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(dump(tables, about))
     head = f"# {bundle.config.name}\n\nBundle {bundle.hash[:12]}; made by `python benchmarks/quality_restore.py`.\n\n"
-    parts = [table.markdown(against="nothing" if len(table.methods) > 1 else None) for table in tables]
+    parts = [table.markdown(against=_against(table)) for table in tables]
     stem.with_suffix(".md").write_text(head + "\n".join(parts))
+
+
+def _against(table: Table) -> str | None:
+    """The row that gains are told against, if the table is about gains."""
+    return next(
+        (name for name in ("nothing", "zero filling") if name in table.methods and "PSNR" in str(table.metrics)), None
+    )
 
 
 def main() -> int:
@@ -241,14 +261,21 @@ def main() -> int:
 
     bundle = load_bundle(arguments.bundle)
     stem = arguments.out / f"quality_restore_{bundle.config.name}"
-    rivals = {name: network(load_bundle(path)) for name, _, path in (r.partition("=") for r in arguments.rival)}
+    others = {name: load_bundle(path) for name, _, path in (r.partition("=") for r in arguments.rival)}
+    enlarges = bundle.config.output.scale_factor > 1
+    rivals = {} if enlarges else {name: network(other) for name, other in others.items()}
+    if arguments.add and enlarges:
+        parser.error("--add is for denoising: run super-resolution with --rival instead, it takes a minute")
     if arguments.add:
         tables, about = add_rivals(stem, bundle.config.input.modality[0], rivals)
         if about["bundle_hash"] != bundle.hash:
             parser.error(f"{stem}.json is of another bundle: run without --add first")
         write(stem, bundle, tables, about)
         return 0
-    tables, failures, strengths = run_all(bundle, rivals, arguments.quick)
+    if enlarges:
+        tables, failures, strengths = run_super_resolution(bundle, others)
+    else:
+        tables, failures, strengths = run_all(bundle, rivals, arguments.quick)
     if not arguments.quick:
         about = {
             "script": "benchmarks/quality_restore.py",

@@ -32,5 +32,17 @@ def test_the_recon_page_names_options_configurations_and_flags_that_exist():
         assert f'"{code}"' in source, code
 
 
-def test_the_recon_page_fits_two_screens():
-    assert len((ROOT / "docs" / "recon.md").read_text().splitlines()) <= 100
+def test_the_page_of_slides_names_what_exists():
+    text = (ROOT / "docs" / "wsi.md").read_text()
+    source = "".join(path.read_text() for path in (ROOT / "medseq").rglob("*.py"))
+    for option in set(re.findall(r"`(--[a-z-]+)", text)):
+        assert f'"{option}"' in source, option
+    for code in re.findall(r"`([a-z][a-z-]+)`", text[text.index("## Flags") :]):
+        assert f'"{code}"' in source, code
+    for module, name in re.findall(r"`(mil_\w+)\.(\w+)`", text):
+        assert re.search(rf"^class {name}\b", (ROOT / "medseq" / "models" / f"{module}.py").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", ["recon", "wsi"])
+def test_a_task_page_fits_two_screens(page):
+    assert len((ROOT / "docs" / f"{page}.md").read_text().splitlines()) <= 100

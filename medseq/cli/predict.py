@@ -36,6 +36,9 @@ def predict(
     ] = None,
     batch: Annotated[int | None, typer.Option("--batch", help="Planes or tiles a forward pass.")] = None,
     difference: Annotated[bool, typer.Option("--difference", help="Also write result - input.")] = False,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Also write the spread over flips and turns: eight times the work.")
+    ] = False,
     resample: Annotated[bool, typer.Option("--resample", help="Put unevenly spaced slices on an even grid.")] = False,
     sens: Annotated[
         Literal["auto", "given", "espirit", "estimate"] | None,
@@ -122,12 +125,6 @@ def predict(
     """
     from medseq.inference.run import predict_folder
 
-    left_out = 0
-    if deidentify:
-        from medseq.inference.deidentify import deidentify_folder
-
-        cleaned = deidentify_folder(input, output / "deidentified")
-        left_out, input = cleaned.exit_code, output / "deidentified"
     with progress_bar("predict", quiet=quiet or as_json) as progress:
         summary = predict_folder(
             bundle,
@@ -141,6 +138,8 @@ def predict(
             overlap=overlap,
             batch=batch,
             difference=difference,
+            # Not False: a bundle may ask for it by itself.
+            uncertainty=uncertainty or None,
             resample=resample,
             sens=sens,
             sens_maps=sens_maps,
@@ -168,6 +167,7 @@ def predict(
             retries=retries,
             engine=engine,
             ray_address=ray_address,
+            deidentify=deidentify,
             progress=progress,
         )
     if summary.plan is not None:
@@ -186,7 +186,7 @@ def predict(
         say(words, quiet=quiet and summary.exit_code == 0)
         if summary.report_path:
             say(f"report: {summary.report_path}", quiet=quiet)
-    raise typer.Exit(summary.exit_code or left_out)
+    raise typer.Exit(summary.exit_code)
 
 
 def _print_plan(plan: "RunPlan", as_json: bool) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "random_soft_tissue",
     "sample_phantom",
     "to_hounsfield",
+    "vary_mr",
 ]
 
 # Blocks of the head CT (108 axial slices of 1.5 mm), 3 slices apart so that no slice's neighbour is in another block.
@@ -132,6 +133,19 @@ def interpolate(x: Tensor, knots: Tensor, top: float = 1.3) -> Tensor:
     position = (x.clamp(min=0.0) / top) * (len(knots) - 1)
     lower = position.floor().long().clamp(max=len(knots) - 2)
     return torch.lerp(knots[lower], knots[lower + 1], position - lower).clamp(min=0.0)
+
+
+def vary_mr(image: Float[Tensor, "1 row col"], generator: torch.Generator) -> Float[Tensor, "1 row col"]:
+    """Half the time another contrast of the same anatomy (air stays dark), half the time receive-coil shading."""
+    if torch.rand((), generator=generator) < 0.5:
+        knots = torch.cat([torch.zeros(1), torch.rand(5, generator=generator)])
+        weight = torch.rand((), generator=generator)
+        image = (1 - weight) * image + weight * interpolate(image, knots)
+    if torch.rand((), generator=generator) < 0.5:
+        field = torch.randn((1, 1, 3, 3), generator=generator)
+        field = F.interpolate(field, size=image.shape[-2:], mode="bicubic", align_corners=True)[0]
+        image = image * torch.exp(0.25 * field)
+    return image
 
 
 def to_hounsfield(image: Tensor, generator: torch.Generator) -> Tensor:

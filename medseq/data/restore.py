@@ -14,18 +14,17 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from medseq.data.content import (
     Content,
     add_lesions,
     head_ct_slices,
-    interpolate,
     mr_slices,
     photographs,
     random_soft_tissue,
     sample_phantom,
     to_hounsfield,
+    vary_mr,
 )
 from medseq.data.degrade import rician_noise
 from medseq.data.noise_bank import ct_noise_bank
@@ -181,14 +180,7 @@ class NoisyMR(CroppedDataset):
     def draw(self, generator: torch.Generator) -> Sample:
         """See `SeededDataset.draw`."""
         clean = self.content.sample(self.crop, generator, zoom=(0.6, 2.0)).clamp(min=0.0)
-        if _chance(0.5, generator):  # another contrast, same anatomy; air stays dark
-            knots = torch.cat([torch.zeros(1), torch.rand(5, generator=generator)])
-            weight = torch.rand((), generator=generator)
-            clean = (1 - weight) * clean + weight * interpolate(clean, knots)
-        if _chance(0.5, generator):  # receive-coil shading
-            field = torch.randn((1, 1, 3, 3), generator=generator)
-            field = F.interpolate(field, size=clean.shape[-2:], mode="bicubic", align_corners=True)[0]
-            clean = clean * torch.exp(0.25 * field)
+        clean = vary_mr(clean, generator)
         if self.own_noise and _chance(0.9, generator):
             own = self.own_noise * torch.rand((), generator=generator).item()
             clean = torch.from_numpy(rician_noise(clean.numpy(), own, generator))

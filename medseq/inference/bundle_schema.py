@@ -77,12 +77,17 @@ class InputSpec(_Strict):
 
 
 class InferenceSpec(_Strict):
-    """How the model is run: `tile` and `overlap` apply to planes larger than `tile`; `batch` counts planes or tiles."""
+    """How the model is run.
+
+    `tile` and `overlap` apply to planes larger than `tile`; `batch` counts planes or tiles; `uncertainty` writes the
+    spread over flips and turns unless the caller says otherwise.
+    """
 
     tile: int | tuple[int, int] | None = None
     overlap: float = Field(0.25, ge=0, lt=1)
     blend: Literal["gaussian", "constant"] = "gaussian"
     batch: int = Field(1, ge=1)
+    uncertainty: bool = False
 
     @model_validator(mode="after")
     def _positive_tile(self) -> "InferenceSpec":
@@ -95,12 +100,14 @@ class InferenceSpec(_Strict):
 class OutputSpec(_Strict):
     """What the model returns.
 
+    `scale_factor` is how many times as many rows and columns a super-resolution model returns.
     Of scores: `target` says what the logits are; `classes` names the classes, or the time bins of survival;
     `temperature` divides the logits, and `threshold` is where the probability of the second of two classes calls it.
     """
 
     kind: Literal["volume", "kspace", "scores"] = "volume"
     units: UnitName | None = None
+    scale_factor: int = Field(1, ge=1, le=8)
     target: Literal["class", "ordinal", "survival"] = "class"
     classes: list[str] = []
     threshold: float | None = Field(None, ge=0, le=1)

@@ -2,7 +2,7 @@
 
 What a scan needs of the past is its state, so a bag of a million patches takes as much memory as one chunk:
 
-* projections and attention treat each instance alone; the softmax over the bag is accumulated;
+* projections and attention treat each instance alone; softmax, mean and maximum over the bag are accumulated;
 * Mamba passes through all layers at once, one chunk after the other;
 * BiMamba and SRMamba need two passes a layer, the second direction first. Between the passes the tokens lie in an
   unnamed file, which the system removes whatever happens to the process.
@@ -27,6 +27,7 @@ from medseq.errors import InputError
 from medseq.models.mil_abmil import ABMIL
 from medseq.models.mil_clam import CLAM
 from medseq.models.mil_mamba import MambaMIL
+from medseq.models.mil_pooling import LinearProbe, PoolingMIL
 from medseq.nn.mamba import BiMamba, Branch, Mamba
 from medseq.nn.mil import MILOutput
 from medseq.nn.srmamba import SRMamba
@@ -45,7 +46,7 @@ def can_stream(model: nn.Module) -> bool:
     """Whether `stream_bag` takes this model; mixers on the slide's grid and landmark attention need the whole bag."""
     if isinstance(model, MambaMIL):
         return all(type(layer.mixer) in (Mamba, BiMamba, SRMamba) for layer in model.layers)
-    return isinstance(model, ABMIL | CLAM)
+    return isinstance(model, ABMIL | CLAM | PoolingMIL | LinearProbe)
 
 
 @torch.inference_mode()
@@ -89,9 +90,9 @@ def stream_bag(
             if should_stop():
                 raise _StopAsked
             rows = torch.from_numpy(np.ascontiguousarray(read(lo, min(lo + chunk, n)), np.float32))
-            yield lo, network.embed(rows.to(device)[None])
+            yield lo, (network.embed if hasattr(network, "embed") else nn.Identity())(rows.to(device)[None])
 
-    pool = _Pooling(network)
+    pool = _Statistics(network) if isinstance(model, PoolingMIL | LinearProbe) else _Pooling(network)
     try:
         if not isinstance(model, MambaMIL):
             mixed = embedded()
@@ -198,6 +199,38 @@ class _Pooling:
         assert self._sum is not None
         embedding = (self._sum / self._weight).to(self._scores[0].dtype)
         attention = torch.cat(self._scores, 1).softmax(1)
+        return MILOutput(self._model.classifier(embedding), attention, embedding=embedding)
+
+
+class _Statistics:
+    """Mean and maximum over chunks, and which instance gave each maximum."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._n = model, 0
+        self._sum: Any = 0.0
+        self._highest = self._where = torch.zeros(0)
+
+    def add(self, h: Float[Tensor, "1 n dim"]) -> None:
+        self._sum = self._sum + h[0].double().sum(0)
+        highest, where = h[0].max(0)
+        where = where + self._n
+        if self._n:
+            # Of equal ones the first, as in one pass over the whole bag.
+            is_new = highest > self._highest
+            highest, where = torch.where(is_new, highest, self._highest), torch.where(is_new, where, self._where)
+        self._highest, self._where, self._n = highest, where, self._n + h.shape[1]
+
+    def result(self) -> MILOutput:
+        mean = (self._sum / self._n).to(self._highest.dtype)[None]
+        shares = self._highest.new_full((1, self._n), 1 / self._n)
+        won = torch.zeros_like(shares)
+        won[0].scatter_add_(0, self._where, torch.ones_like(self._highest))
+        won = won / len(self._highest)
+        embedding, attention = {
+            "mean": (mean, shares),
+            "max": (self._highest[None], won),
+            "mean+max": (torch.cat([mean, self._highest[None]], 1), (shares + won) / 2),
+        }[self._model.pool]
         return MILOutput(self._model.classifier(embedding), attention, embedding=embedding)
 
 

@@ -77,6 +77,9 @@ def preview(
         plane: Number of the plane.
     """
     window = display_window(before, valid, header.units)
+    if before.shape != after.shape:  # super-resolution: the acquired pixels, each as large as it is
+        rows, cols = (new // old for new, old in zip(after.shape, before.shape, strict=True))
+        before = before.repeat(rows, axis=0).repeat(cols, axis=1)
     half = DIFFERENCE_HU if header.units == "HU" else DIFFERENCE_SHARE * (window.high - window.low)
     affine = header.slice_affines[plane % header.shape[0]]
     spans = {"before": (before, window.low, window.high), "after": (after, window.low, window.high)}

@@ -1,4 +1,4 @@
-"""Restoration of whole volumes, streamed plane by plane: denoising, artefact removal, anything image -> image.
+"""Restoration of whole volumes, streamed plane by plane: denoising, super-resolution, anything image -> image.
 
 Memory is bounded by one micro-batch of planes (`inference.batch`), whatever the number of slices. What the scanner
 marked as padding never reaches the model: it is filled from its surroundings before, and pasted back after.
@@ -15,17 +15,19 @@ import numpy as np
 import torch
 
 from medseq.data.transforms import apply_chain, fit_chain, invert_chain
-from medseq.errors import BackendError, BundleError, FormatError, InputError
+from medseq.errors import BackendError, BundleError, InputError
 from medseq.inference.bundle import Bundle
 from medseq.inference.device import require_device
 from medseq.inference.fidelity import Fidelity, check_flags
+from medseq.inference.planes import EnlargedReader, enlarged_header, fill_padding, read_planes
 from medseq.inference.predictor import Estimate, Flag, Output, Prediction, Role, Sink, Stopped
 from medseq.inference.restore_params import RestoreParams
 from medseq.inference.tiling import apply_tiled, exceeds
+from medseq.inference.views import single_view, view_spread
 from medseq.io.source import source_warnings
 from medseq.io.volume import VolumeHeader, VolumeReader
 
-__all__ = ["RestorePredictor", "fill_padding"]
+__all__ = ["RestorePredictor"]
 
 _FIT_PLANES = 16
 # Pixels that `fit` may look at: 256 MiB of float32; of one 8192 x 8192 plane, all.
@@ -47,6 +49,7 @@ class RestorePredictor:
         batch: Planes (or tiles) a forward pass; default: the bundle's.
         strength: 1 gives the model's result, 0 the input, between them a blend.
         difference: Also write result - input.
+        uncertainty: Also write the standard deviation over flips and turns; default: the bundle's.
 
     Raises:
         BundleError: The bundle is for something else, or asks for what is not known here.
@@ -65,17 +68,26 @@ class RestorePredictor:
         batch: int | None = None,
         strength: float = 1.0,
         difference: bool = False,
+        uncertainty: bool | None = None,
     ) -> None:
         self._params = RestoreParams.resolve(
-            bundle.config, tile=tile, overlap=overlap, batch=batch, strength=strength, difference=difference
+            bundle.config,
+            tile=tile,
+            overlap=overlap,
+            batch=batch,
+            strength=strength,
+            difference=difference,
+            uncertainty=uncertainty,
         )
         self._config, self._device = bundle.config, require_device(device)
         self._model = bundle.build_model(self._device)
         self._chain = bundle.transforms()
+        self._factor = bundle.config.output.scale_factor
         self._seconds_per_pixel = 0.0
 
     def estimate(self, header: VolumeHeader) -> Estimate:
         """Peak bytes above the loaded model (an upper guess), and seconds at the pace of the items so far."""
+        header = self._grid(header)
         rows, cols = header.plane_shape
         plane = rows * cols
         tiled = exceeds((rows, cols), self._params.tile)
@@ -88,8 +100,8 @@ class RestorePredictor:
 
     def smaller(self, header: VolumeHeader) -> "RestorePredictor | None":
         """The same model with a smaller footprint: first one plane at a time, then halved tiles; None at the end."""
-        how = self._params
-        rows, cols = header.plane_shape if how.tile is None else map(min, how.tile, header.plane_shape)
+        how, plane = self._params, self._grid(header).plane_shape
+        rows, cols = plane if how.tile is None else map(min, how.tile, plane)
         if how.batch > 1:
             changed = replace(how, batch=1)
         elif max(rows, cols) > _LEAST_TILE:
@@ -110,59 +122,97 @@ class RestorePredictor:
             FormatError: Pixels that are not finite.
             Stopped: `should_stop` returned True; nothing is left behind.
         """
-        started, header = time.perf_counter(), reader.header
-        self._require_fit(header)
+        started = time.perf_counter()
+        suv = self._suv_factor(reader.header)
+        if suv is not None:
+            from medseq.io.pet_suv import SuvReader
+
+            reader = SuvReader(reader, suv)
+        self._require_fit(reader.header)
+        flags = [Flag(warning.code, warning.message, "info") for warning in source_warnings(reader.header)]
+        flags += self._spacing_flags(reader.header) + self._grid_flags(reader.header)
+        if self._factor > 1:
+            reader = EnlargedReader(reader, self._factor)
+        header = reader.header
         params = self._fit(reader)
-        fidelity = Fidelity(self._config.valid_range)
+        fidelity = Fidelity(self._config.valid_range, self._factor)
         with ExitStack() as undo:
             writers: list[Any] = []
-            roles: tuple[Role, ...] = ("result", "difference") if self._params.difference else ("result",)
+            extra: dict[Role, bool] = {"difference": self._params.difference, "uncertainty": self._params.uncertainty}
+            roles: tuple[Role, ...] = ("result", *(role for role, wanted in extra.items() if wanted))
             for role in roles:
-                writers.append(sink.volume(role))
+                writers.append(_stored_as_activity(sink.volume(role), suv))
                 undo.callback(writers[-1].abort)
                 writers[-1].begin(header)
-            for lo, before, after in self._restored(reader, params, fidelity, should_stop):
-                writers[0].write(lo, after)
-                if self._params.difference:
-                    writers[1].write(lo, after - before)
+            for lo, before, after, spread in self._restored(reader, params, fidelity, should_stop):
+                planes = {"result": after, "difference": after - before, "uncertainty": spread}
+                for role, writer in zip(roles, writers, strict=True):
+                    writer.write(lo, planes[role])
             outputs = [_output(role, writer.commit()) for role, writer in zip(roles, writers, strict=True)]
             undo.pop_all()
         metrics = fidelity.metrics(clipped=int(getattr(writers[0], "clipped", 0)))
         metrics["seconds"] = time.perf_counter() - started
         self._seconds_per_pixel = metrics["seconds"] / (header.planes * np.prod(header.plane_shape))
-        flags = [Flag(warning.code, warning.message, "info") for warning in source_warnings(header)]
-        flags += self._spacing_flags(header)
         flags += check_flags(metrics, self._config.checks, self._config.valid_range)
         return Prediction(tuple(outputs), metrics, tuple(flags))
 
     def _restored(
         self, reader: VolumeReader, params: Sequence[Any], fidelity: Fidelity, should_stop: Callable[[], bool]
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """First plane number, input and result of one micro-batch after another."""
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray | None]]:
+        """First plane number, input, result and uncertainty of one micro-batch after another."""
         planes = reader.header.planes
         step = 1 if exceeds(reader.header.plane_shape, self._params.tile) else self._params.batch
         for lo in range(0, planes, step):
             hi = min(lo + step, planes)
-            before, valid = _read(reader, lo, hi)
+            before, valid = read_planes(reader, lo, hi)
             filled = before
             if valid is not None:
                 filled = np.stack([fill_padding(*pair) for pair in zip(before, valid, strict=True)])
-            after = self._run_model(filled, params, should_stop)
+            after, spread = self._run_model(filled, params, should_stop)
             for number in range(hi - lo):
-                fidelity.update(filled[number], after[number], None if valid is None else valid[number])
-            yield lo, before, after if valid is None else np.where(valid, after, before)
+                mask = None if valid is None else valid[number]
+                fidelity.update(filled[number], after[number], mask, None if spread is None else spread[number])
+            if valid is not None:
+                after = np.where(valid, after, before)
+                spread = None if spread is None else np.where(valid, spread, np.float32(0))
+            yield lo, before, after, spread
 
     @torch.inference_mode()
-    def _run_model(self, planes: np.ndarray, params: Sequence[Any], should_stop: Callable[[], bool]) -> np.ndarray:
-        """Native planes ``(n, row, col)`` through the chain and the model, blended by `strength`."""
+    def _run_model(
+        self, planes: np.ndarray, params: Sequence[Any], should_stop: Callable[[], bool]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Native planes ``(n, row, col)`` through the chain and the model, blended by `strength`; their uncertainty."""
+
+        def run(image: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
+            restored = self._native(image, model, params, should_stop)
+            return torch.lerp(image, restored, self._params.strength) if self._params.strength < 1 else restored
+
+        # A reader may hand out a view of a read-only map, which torch cannot wrap.
+        image = torch.from_numpy(np.require(planes, np.float32, ["C", "W"]))[:, None].to(self._device)
+        result = run(image, self._model)
+        bad = int(result.numel() - result.isfinite().sum())
+        if bad:
+            raise BackendError("the model returned values that are not finite", found=f"{bad} of {result.numel()}")
+        spread = None
+        if self._params.uncertainty:
+            one = single_view(self._model)
+            spread = view_spread(lambda view: run(view, one), image)[:, 0].float().cpu().numpy()
+        return result[:, 0].float().cpu().numpy(), spread
+
+    def _native(
+        self,
+        image: torch.Tensor,
+        model: torch.nn.Module,
+        params: Sequence[Any],
+        should_stop: Callable[[], bool],
+    ) -> torch.Tensor:
+        """Planes ``(n, 1, row, col)`` in native units through the chain and the model."""
 
         def forward(batch: torch.Tensor) -> torch.Tensor:
             if should_stop():
                 raise Stopped
-            return self._model(batch)
+            return model(batch)
 
-        # A reader may hand out a view of a read-only map, which torch cannot wrap.
-        image = torch.from_numpy(np.require(planes, np.float32, ["C", "W"]))[:, None].to(self._device)
         stages = apply_chain(self._chain, image, params)
         if stages[-1].shape[1] != self._config.input.channels:
             raise BundleError(
@@ -175,11 +225,7 @@ class RestorePredictor:
             raise BundleError(
                 "the model's output does not fit its input", found=tuple(restored.shape), wanted=tuple(image.shape)
             )
-        result = torch.lerp(image, restored, self._params.strength) if self._params.strength < 1 else restored
-        bad = int(result.numel() - result.isfinite().sum())
-        if bad:
-            raise BackendError("the model returned values that are not finite", found=f"{bad} of {result.numel()}")
-        return result[:, 0].float().cpu().numpy()
+        return restored
 
     def _fit(self, reader: VolumeReader) -> list[dict[str, float]]:
         """Volume-level numbers of the transforms, from up to 16 evenly spaced planes."""
@@ -189,7 +235,7 @@ class RestorePredictor:
         chosen = np.unique(np.linspace(0, reader.header.planes - 1, count + 2)[1:-1].round().astype(int))
         if count == reader.header.planes:
             chosen = np.arange(count)
-        pairs = [_read(reader, int(plane), int(plane) + 1) for plane in chosen]
+        pairs = [read_planes(reader, int(plane), int(plane) + 1) for plane in chosen]
         planes = np.concatenate([planes for planes, _ in pairs])
         masks = [np.ones_like(piece, dtype=bool) if valid is None else valid for piece, valid in pairs]
         valid = None if all(valid is None for _, valid in pairs) else np.concatenate(masks)
@@ -226,41 +272,36 @@ class RestorePredictor:
         text = (
             f"pixel spacing {' x '.join(outside)} mm is outside what the model was trained on, {low:g} to {high:g} mm"
         )
-        return [Flag("spacing", text)] if outside else []
+        return [Flag("out_of_range", text)] if outside else []
+
+    def _suv_factor(self, header: VolumeHeader) -> float | None:
+        """SUVbw of one Bq/ml where the bundle wants the one and the series has the other; else None."""
+        if self._config.input.units != "SUVbw" or header.units != "Bq/ml" or header.source.kind != "dicom":
+            return None
+        from medseq.io.pet_suv import suv_per_activity
+
+        return suv_per_activity(header)
+
+    def _grid(self, header: VolumeHeader) -> VolumeHeader:
+        """The header of the result."""
+        return enlarged_header(header, self._factor) if self._factor > 1 else header
+
+    def _grid_flags(self, header: VolumeHeader) -> list[Flag]:
+        """Say that the result has another grid than the input."""
+        if self._factor == 1:
+            return []
+        (rows, cols), (new_rows, new_cols) = header.plane_shape, self._grid(header).plane_shape
+        text = f"{rows} x {cols} pixels became {new_rows} x {new_cols}: detail finer than the input's is estimated"
+        return [Flag("enlarged", text, "info")]
 
 
-def fill_padding(plane: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Give every padding pixel of ``(row, col)`` the value of the nearest valid one, so that no edge is invented.
+def _stored_as_activity(writer: Any, suv: float | None) -> Any:
+    """A writer that takes the model's units: what was Bq/ml is written as Bq/ml."""
+    if suv is None:
+        return writer
+    from medseq.io.pet_suv import ActivityWriter
 
-    A plane without valid pixels becomes zero.
-    """
-    if valid.all():
-        return plane
-    if not valid.any():
-        return np.zeros_like(plane)
-    from scipy.ndimage import distance_transform_edt
-
-    nearest = distance_transform_edt(~valid, return_distances=False, return_indices=True)
-    return plane[tuple(nearest)]
-
-
-def _read(reader: VolumeReader, lo: int, hi: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Planes and their mask; None if every pixel is valid.
-
-    Raises:
-        FormatError: Pixels that are not finite, marked as padding or not; the message counts those of the volume.
-    """
-    planes, valid = reader.read(lo, hi), reader.valid(lo, hi)
-    if not np.isfinite(planes).all():
-        total = reader.header.planes
-        bad = sum(int(np.count_nonzero(~np.isfinite(reader.read(i, i + 1)))) for i in range(total))
-        raise FormatError(
-            "pixels are NaN or infinite",
-            found=f"{bad} of {total * planes[0].size}",
-            wanted="finite values",
-            remedy="replace them in the source, by 0 where there is background",
-        )
-    return planes, None if valid is not None and valid.all() else valid
+    return ActivityWriter(writer, suv)
 
 
 def _output(role: Role, paths: Sequence[Any]) -> Output:

@@ -24,6 +24,7 @@ class RestoreParams:
         batch: Planes (or tiles) a forward pass.
         strength: 1 gives the model's result, 0 the input, between them a blend.
         difference: Also write result - input.
+        uncertainty: Also write the standard deviation over flips and turns; eight times as many forward passes.
     """
 
     tile: tuple[int, int] | None
@@ -32,6 +33,7 @@ class RestoreParams:
     batch: int
     strength: float = 1.0
     difference: bool = False
+    uncertainty: bool = False
 
     @classmethod
     def resolve(
@@ -43,6 +45,7 @@ class RestoreParams:
         batch: int | None = None,
         strength: float = 1.0,
         difference: bool = False,
+        uncertainty: bool | None = None,
     ) -> "RestoreParams":
         """Fill in the bundle's own values and check ranges.
 
@@ -60,6 +63,7 @@ class RestoreParams:
             batch=defaults.batch if batch is None else int(batch),
             strength=float(strength),
             difference=bool(difference),
+            uncertainty=bool(defaults.uncertainty if uncertainty is None else uncertainty),
         )
         for name, value, low, high in (
             ("strength", params.strength, 0.0, 1.0),
@@ -87,5 +91,9 @@ def _require_supported(config: BundleConfig) -> None:
         if found != wanted:
             raise BundleError(f"{key} is not for restoration", where=config.name, found=found, wanted=wanted)
     unknown = [check.name for check in config.checks if check.name not in METRICS]
+    if any(check.name == "low_band_change" for check in config.checks) and config.output.scale_factor == 1:
+        raise BundleError(
+            "the check low_band_change is for super-resolution", where=config.name, wanted="output.scale_factor above 1"
+        )
     if unknown:
         raise BundleError("unknown fidelity check", where=config.name, found=unknown[0], wanted=", ".join(METRICS))

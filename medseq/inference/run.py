@@ -82,6 +82,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     overlap: float | None = None,
     batch: int | None = None,
     difference: bool = False,
+    uncertainty: bool | None = None,
     resample: bool = False,
     sens: SensMethod | None = None,
     sens_maps: str | Path | None = None,
@@ -109,6 +110,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     retries: int = 2,
     engine: Literal["local", "ray"] = "local",
     ray_address: str | None = None,
+    deidentify: bool = False,
     created_utc: str | None = None,
     progress: Progress | None = None,
 ) -> RunSummary:
@@ -131,6 +133,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         overlap: Share of a tile that its neighbour covers too; default: the bundle's.
         batch: Planes (or tiles) a forward pass; default: the bundle's.
         difference: Also write result - input, in the format of the result.
+        uncertainty: Also write the spread of the result over flips and turns; eight times the work.
         resample: Put unevenly spaced DICOM slices on an even grid; their result is NIfTI.
         sens: Of reconstruction: where coil sensitivities come from, ``given``, ``espirit``, ``estimate``, or ``auto``
             (default): those in the file, else ESPIRiT.
@@ -161,6 +164,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         retries: Attempts after the first for failures that may pass (`medseq.inference.retry`).
         engine: ``local``: processes on this machine; ``ray``: a Ray cluster whose nodes see the same folders.
         ray_address: Of the cluster; default: the one this machine belongs to, else a local one is started.
+        deidentify: Work on a copy without identifiers, in ``output/deidentified`` (`medseq deidentify`).
         created_utc: Date of the run for results, ISO 8601; default: now, or that of the run being resumed.
         progress: See `Progress`.
 
@@ -172,6 +176,12 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         OutputError: `output` cannot be written, lies inside `input`, or holds another run.
         BundleError: The bundle is refused.
     """
+    left_out = 0
+    if deidentify:
+        from medseq.inference.deidentify import deidentify_folder
+
+        cleaned = deidentify_folder(input, Path(output) / "deidentified")
+        left_out, input = cleaned.exit_code, Path(output) / "deidentified"
     source, limit, choice = Path(input), parse_bytes(max_memory), Choice(include, exclude, priority)
     part = None if shard is None else Shard.parse(shard)
     out = Path(output) if part is None else part.folder(Path(output))
@@ -181,7 +191,13 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         bundle = load_bundle(bundle, trust_packages=trust_packages)
     _require_words(bundle, names, modality, engine)
     words: dict[str, Any] = {"strength": strength, "tile": tile, "overlap": overlap, "batch": batch}
-    words |= {"difference": difference, "resample": resample, "modality": modality, "sens": sens}
+    words |= {
+        "difference": difference,
+        "uncertainty": uncertainty,
+        "resample": resample,
+        "modality": modality,
+        "sens": sens,
+    }
     words |= {"sens_maps": sens_maps, "fft": fft, "virtual_coils": virtual_coils, "orientations": orientations}
     words |= {"adapt": adapt, "attribution": attribution, "top": top, "mpp": mpp, "encoder": encoder}
     params = resolve_params(bundle.config, words) | {"names": names}
@@ -248,7 +264,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         report_path = report.write(finished_utc=_now(), interrupted=stop.is_set())
         counts = ledger.counts()
     interrupted = stop.is_set() and bool(counts["queued"])
-    exit_code = 130 if interrupted else 3 if counts["failed"] else 0
+    exit_code = 130 if interrupted else 3 if counts["failed"] else left_out
     return RunSummary(counts, exit_code, report_path, processed)
 
 

@@ -60,8 +60,10 @@ def test_risks_of_different_models_are_never_compared(rng):
 def test_the_summary_has_intervals_and_fits_into_a_table(rng):
     found = summarise(crossed(rng), draws=200)
     assert (found["patients"], found["repeats"], found["folds"]) == (40, 2, 4)
-    for row in found["metrics"].values():
-        assert row["low"] <= row["value"] <= row["high"]
+    for name, row in found["metrics"].items():
+        # A draw repeats cases, so its calibration error is larger than that of the sample: the interval may lie above.
+        assert row["low"] <= row["high"]
+        assert name == "ece" or row["low"] <= row["value"] <= row["high"]
         assert row["folds"] == 8
     assert sum(n for *_, n in found["calibration"]) == 80
     assert json.loads(json.dumps(found, allow_nan=False)) == found

@@ -315,7 +315,7 @@ def test_a_stop_leaves_nothing_half_done_and_is_resumed(mixed, recon_bundle, tmp
 
     from contextlib import nullcontext
 
-    monkeypatch.setattr(engine, "_stop_on_signals", lambda: nullcontext(stop))
+    monkeypatch.setattr(engine, "stop_on_signals", lambda: nullcontext(stop))
     first = predict_folder(recon_bundle, mixed, tmp_path / "out", orientations=1, progress=after_two)
     assert first.exit_code == 130
     assert first.counts["queued"] > 0

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from medseq.errors import InputError, ShapeError
-from medseq.ops.cross_scan import naive, registration  # noqa: F401  (registration defines the operator)
+from medseq.ops.cross_scan import exportable, naive, registration  # noqa: F401  (registration defines the operator)
 
 __all__ = ["Directions", "cross_merge", "cross_scan", "cross_selective_scan"]
 
@@ -125,6 +125,9 @@ def cross_selective_scan(
     given = {name: t for name, t in tensors.items() if t is not None}
     _check_shapes(given)
     _check_kinds(given)
+    if torch.compiler.is_exporting():
+        # A graph that leaves torch may hold no operator of ours.
+        return exportable.forward(x, delta, A, B, C, D, delta_bias, delta_softplus, directions).to(x.dtype)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in given.values())
     y, _ = torch.ops.medseq.cross_selective_scan(*tensors.values(), delta_softplus, directions, keep)
     return y

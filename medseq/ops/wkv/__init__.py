@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from medseq.errors import InputError, ShapeError
-from medseq.ops.wkv import registration  # noqa: F401  (defines torch.ops.medseq.bi_wkv)
+from medseq.ops.wkv import chunked, exportable, registration  # noqa: F401  (defines torch.ops.medseq.bi_wkv)
 
 __all__ = ["Convention", "bi_wkv"]
 
@@ -55,6 +55,12 @@ def bi_wkv(
     _check(w, u, k, v)
     if convention not in ("exact", "chunk64"):
         raise InputError("unknown convention", where="bi_wkv", found=convention, wanted="exact | chunk64")
+    if torch.compiler.is_exporting():
+        # A graph that leaves torch may hold no operator of ours.
+        dtype = torch.float64 if torch.float64 in (w.dtype, v.dtype) else torch.float32
+        wide = w.to(dtype), u.to(dtype), k.to(dtype), v.to(dtype)
+        y = exportable.forward(*wide) if convention == "exact" else chunked.forward(*wide, convention)
+        return y.to(v.dtype)
     return torch.ops.medseq.bi_wkv(w, u, k, v, convention)
 
 
