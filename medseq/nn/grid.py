@@ -58,8 +58,7 @@ class SlideGrid(NamedTuple):
         places = []
         for item in coords.to(x.device, torch.float64):
             size = patch_size if patch_size is not None else patch_distance(item)
-            # Halves go up: round() to even would put neighbours of a half-patch offset into one cell.
-            places.append(torch.floor((item - item.amin(0)) / size + 0.5).long())
+            places.append(_places(item, size))
         cols, rows = (torch.stack(places).amax((0, 1)) + 1).tolist()
         if rows * cols > _MAX_CELLS:
             raise InputError(
@@ -94,9 +93,11 @@ class SlideGrid(NamedTuple):
 
 
 def patch_distance(coords: Float[Tensor, "length 2"]) -> float:
-    """The commonest distance of neighbours in one row or column, in the units of `coords`.
+    """Distance of neighbouring patches, in the units of `coords`: with it no two of them share a cell.
 
-    Robust where pieces of tissue have grids of their own: those offsets are between rows, not within them.
+    The commonest distance of neighbours in one row or column, which is robust where pieces of tissue have grids of
+    their own: those offsets are between rows, not within them. Where few patches are left that is often a multiple, and
+    puts two into one cell; then the smallest distance, and then the largest that divides all offsets.
 
     Raises:
         InputError: No two patches lie in one row or column.
@@ -109,10 +110,23 @@ def patch_distance(coords: Float[Tensor, "length 2"]) -> float:
         gaps.append(step[(step[:, across] == 0) & (step[:, along] > 0), along])
     found = torch.cat(gaps)
     if len(found):
-        return float(found.mode().values)
+        divisor = math.gcd(*(int(step) for axis in (0, 1) for step in coords[:, axis].unique().diff().round().tolist()))
+        sizes = [float(found.mode().values), float(found.min()), float(max(divisor, 1))]
+        return next((size for size in sizes if _all_alone(coords, size)), sizes[0])
     if len(coords) == 1:
         return 1.0
     raise InputError("no two patches lie in one row or column", remedy="pass patch_size_level0")
+
+
+def _all_alone(coords: Float[Tensor, "length 2"], size: float) -> bool:
+    """Whether every patch has a cell of its own."""
+    return len(_places(coords, size).unique(dim=0)) == len(coords)
+
+
+def _places(coords: Float[Tensor, "length 2"], size: float) -> Int[Tensor, "length 2"]:
+    """Column and row of each patch."""
+    # Halves go up: round() to even would put neighbours of a half-patch offset into one cell.
+    return torch.floor((coords - coords.amin(0)) / size + 0.5).long()
 
 
 def _check_alone(cells: Tensor, coords: Tensor) -> None:

@@ -70,3 +70,13 @@ def test_bad_coordinates_are_refused(draw):
         InputError, match=r"far too large \(found 90001 x 90001 cells for 3 patches\); check patch_size"
     ):
         SlideGrid.of(x, torch.tensor([[0, 0], [90000, 0], [0, 90000]]), 1)
+
+
+def test_few_patches_of_a_grid_never_share_a_cell(seed):
+    # Seven of 25 places: the commonest distance is often two or three patches.
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(50):
+        cells = torch.randperm(25, generator=generator)[:7]
+        coords = 256 * torch.stack([cells % 5, cells // 5], 1)
+        grid = SlideGrid.of(torch.zeros(1, 7, 1), coords)
+        assert len(grid.cells.unique()) == 7
