@@ -121,6 +121,7 @@ def test_report_json_holds_the_whole_run(run, ct_bundle):
         "batch": 4,
         "strength": 1.0,
         "difference": False,
+        "uncertainty": False,
         "modality": None,
         "names": "id",
         "resample": False,
