@@ -15,16 +15,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydicom import dcmread
-from pydicom.dataset import Dataset
 
 from medseq.errors import FormatError, InputError
-from medseq.io.dicom_header import understood
 from medseq.io.dicom_types import DicomSource
 from medseq.io.volume import VolumeHeader, VolumeReader, VolumeWriter
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 __all__ = ["ActivityWriter", "SuvReader", "suv_per_activity"]
 
@@ -56,12 +56,14 @@ def suv_per_activity(header: VolumeHeader) -> float:
             wanted="PT [Bq/ml] from dicom",
             remedy="convert the values outside medseq, and say so in the file",
         )
+    from medseq.io.dicom_header import understood
+
     paths = list(dict.fromkeys(frame.path for frame in source.frames))
     with understood(_WHERE, "the PET header cannot be understood", remedy=_REMEDY):
         return _factor([_tags(path) for path in paths])
 
 
-def _factor(datasets: Sequence[Dataset]) -> float:
+def _factor(datasets: Sequence["Dataset"]) -> float:
     first = datasets[0]
     if not {"ATTN", "DECY"} <= set(_values(first, "CorrectedImage")):
         raise _unusable("CorrectedImage", _values(first, "CorrectedImage"), "ATTN and DECY")
@@ -73,7 +75,7 @@ def _factor(datasets: Sequence[Dataset]) -> float:
     return weight_g / (dose * _remaining(datasets, info))
 
 
-def _remaining(datasets: Sequence[Dataset], info: Dataset) -> float:
+def _remaining(datasets: Sequence["Dataset"], info: "Dataset") -> float:
     """Share of the injected dose that was left at the time which the images were corrected to."""
     correction = str(_value(datasets[0], "DecayCorrection"))
     if correction == "ADMIN":
@@ -91,7 +93,7 @@ def _remaining(datasets: Sequence[Dataset], info: Dataset) -> float:
     return float(2.0 ** -(elapsed / half_life))
 
 
-def _injection(info: Dataset, start: datetime) -> datetime:
+def _injection(info: "Dataset", start: datetime) -> datetime:
     if info.get("RadiopharmaceuticalStartDateTime"):
         # An offset from UTC is left out: the times of the series have none to compare it with.
         return _parsed("RadiopharmaceuticalStartDateTime", str(info.RadiopharmaceuticalStartDateTime)[:14])
@@ -101,7 +103,7 @@ def _injection(info: Dataset, start: datetime) -> datetime:
     return moment if moment <= start else moment - timedelta(days=1)
 
 
-def _moment(dataset: Dataset, what: str) -> datetime:
+def _moment(dataset: "Dataset", what: str) -> datetime:
     date, time = (str(_value(dataset, f"{what}{part}")) for part in ("Date", "Time"))
     return _parsed(f"{what}Time", date + time[:6])
 
@@ -114,23 +116,25 @@ def _parsed(tag: str, text: str) -> datetime:
         raise _unusable(tag, "no such time", "YYYYMMDD and HHMMSS") from None
 
 
-def _tags(path: Path) -> Dataset:
+def _tags(path: Path) -> "Dataset":
+    from pydicom import dcmread
+
     return dcmread(path, stop_before_pixels=True, force=True, specific_tags=_TAGS)
 
 
-def _value(dataset: Dataset, tag: str) -> Any:
+def _value(dataset: "Dataset", tag: str) -> Any:
     value = dataset.get(tag)
     if value is None or value == "" or (hasattr(value, "__len__") and len(value) == 0):
         raise InputError("PET cannot be scaled to SUV: a tag is missing", where=_WHERE, found=tag, remedy=_REMEDY)
     return value
 
 
-def _values(dataset: Dataset, tag: str) -> list[str]:
+def _values(dataset: "Dataset", tag: str) -> list[str]:
     value = _value(dataset, tag)
     return [value] if isinstance(value, str) else [str(item) for item in value]
 
 
-def _positive(dataset: Dataset, tag: str) -> float:
+def _positive(dataset: "Dataset", tag: str) -> float:
     number = float(_value(dataset, tag))
     if not (np.isfinite(number) and number > 0):
         raise _unusable(tag, number, "above 0")

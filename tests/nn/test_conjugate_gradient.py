@@ -58,9 +58,11 @@ def test_gradients(iterations, seed):
     tolerance = 1e-7 if iterations == 40 else 0.15
     scale = float(other_z.grad.abs().max())
     torch.testing.assert_close(z.grad, other_z.grad, rtol=tolerance, atol=tolerance * scale)
-    torch.testing.assert_close(
-        weight.grad, other_weight.grad, rtol=tolerance, atol=tolerance * float(other_weight.grad.abs().max())
-    )
+    # That by the weight is the product of two vectors, which may cancel: errors are measured by their lengths.
+    adjoint, change = other_z.grad / other_weight.detach(), (other_z - dense).detach()
+    lengths = [v.flatten(1).norm(dim=1) for v in (adjoint, change)]
+    error = (weight.grad - other_weight.grad).flatten().abs()
+    assert (error <= tolerance * lengths[0] * lengths[1]).all()
 
 
 def test_sense_recovers_an_image_from_undersampled_coils(seed):

@@ -80,7 +80,9 @@ def test_exports(case):
     layer = Layer(case)
     with torch.no_grad():
         program = torch.export.export(layer, (case.inputs[0],))
-        assert any("medseq" in str(node.target) for node in program.graph.nodes)
+        # The operators of the networks that ship leave as plain torch, which other runtimes know; the others stay.
+        is_ours = any("medseq" in str(node.target) for node in program.graph.nodes)
+        assert is_ours == (case.call not in (bi_wkv, cross_selective_scan))
         torch.testing.assert_close(program.module()(case.inputs[0]), layer(case.inputs[0]))
 
 
