@@ -68,7 +68,7 @@ def _known(pool: Pool) -> Pool:
 
 
 def _pool(x: Float[Tensor, "batch n dim"], mask: Tensor | None, pool: Pool) -> tuple[Tensor, Tensor]:
-    """Pooled instances, and the share of each instance: of a maximum, the channels that it gives."""
+    """Pooled instances, and the share of each: of a maximum, the channels that it gives, the first of equal ones."""
     real = x.new_ones(x.shape[:2]) if mask is None else mask.to(x.dtype)
     shares = real / real.sum(1, keepdim=True)
     mean = (shares[:, None] @ x)[:, 0]

@@ -54,7 +54,9 @@ def test_the_order_of_the_instances_means_nothing(module, name, draw):
     net, x = build(module, name), draw(20, 12)
     order = torch.randperm(20)
     torch.testing.assert_close(net(x[order]).logits, net(x).logits, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(net(x[order]).attention, net(x).attention[:, order], rtol=1e-4, atol=1e-6)
+    if (module, name) not in (("mil_pooling", "max"), ("mil_pooling", "mean+max")):
+        # A maximum that instances share, such as 0 behind a ReLU, counts for the first of them.
+        torch.testing.assert_close(net(x[order]).attention, net(x).attention[:, order], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("gated", [True, False])
