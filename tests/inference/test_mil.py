@@ -114,7 +114,9 @@ def test_a_long_bag_is_streamed_and_gives_the_same(rng, tmp_path):
 
 
 def test_a_bag_unlike_the_training_bags_is_flagged(rng, tmp_path):
-    predictor = MILPredictor(make_bundle(tmp_path / "b"))
+    # Without a layer norm, whose embeddings have one length whatever the features have.
+    model = {"class_path": "medseq.models.mil_abmil.ABMIL", "init_args": HEAD}
+    predictor = MILPredictor(make_bundle(tmp_path / "b", model))
     near = predictor.predict(item(bag(rng, 40), tmp_path), Folder(tmp_path / "near"))
     far = predictor.predict(item(bag(rng, 40, scale=30.0), tmp_path), Folder(tmp_path / "far"))
     assert "out-of-distribution" in {flag.code for flag in far.flags}
