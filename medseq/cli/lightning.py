@@ -15,7 +15,10 @@ import jsonargparse
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
 
+from medseq.cli.console import say
 from medseq.errors import ManifestError
+from medseq.tasks.progress import ProgressLines
+from medseq.tasks.resume import ExactResume
 
 __all__ = ["TaskCLI", "build"]
 
@@ -71,6 +74,7 @@ def build(command: str, classes: tuple[str, str, str], arguments: Sequence[str],
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     module_name, task_name, data_name = classes
     module = importlib.import_module(module_name)
+    fits = command.startswith("fit ")
     try:
         return TaskCLI(
             getattr(module, task_name),
@@ -78,12 +82,23 @@ def build(command: str, classes: tuple[str, str, str], arguments: Sequence[str],
             run=False,
             args=["--help" if argument == "--help-config" else argument for argument in arguments],
             # Only a training leaves its configuration behind, beside its checkpoints.
-            save_config_callback=SaveConfigCallback if command.startswith("fit ") else None,
+            save_config_callback=SaveConfigCallback if fits else None,
+            trainer_defaults=_defaults(command.partition(" ")[2], quiet=quiet) if fits else {},
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": f"medseq {command}", "exit_on_error": False, "allow_abbrev": False},
         )
     except jsonargparse.ArgumentError as error:
         raise ManifestError(_explanation(str(error)), where=command) from None
+
+
+def _defaults(task: str, *, quiet: bool) -> dict[str, Any]:
+    """Loggers unless the configuration names some, and callbacks that every training has."""
+    loggers = [
+        {"class_path": f"pytorch_lightning.loggers.{name}", "init_args": {"save_dir": "runs", "name": task}}
+        for name in ("CSVLogger", "TensorBoardLogger")
+    ]
+    callbacks = [ExactResume(), *([] if quiet else [ProgressLines(say)])]
+    return {"logger": loggers, "callbacks": callbacks}
 
 
 def _explanation(text: str, lines: int = 6) -> str:

@@ -19,9 +19,11 @@ from medseq.cli import (
     demo,
     doctor,
     fit,
+    info,
     pacs,
     predict,
     run,
+    test_set,
     validate,
     wsi,
     zoo,
@@ -83,6 +85,8 @@ app.command("demo", rich_help_panel=USE)(demo.demo)
 THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command("fit", rich_help_panel=MAKE, context_settings=THROUGH)(fit.fit)
 app.command("validate", rich_help_panel=MAKE, context_settings=THROUGH)(validate.validate)
+app.command("test", rich_help_panel=MAKE, context_settings=THROUGH)(test_set.score_test_set)
+app.command("info", rich_help_panel=LOOK)(info.info)
 app.command("bundle", rich_help_panel=MAKE)(bundle.bundle)
 # More pairs may follow the one of --config.
 app.command("convert", rich_help_panel=MAKE, context_settings={"allow_extra_args": True})(convert.convert)
