@@ -85,7 +85,7 @@ def _plot(curves: dict[str, Curve]) -> str:
     rows = -(-len(kinds) // 2) or 1
     figure = Figure(figsize=(10, 2.6 * rows), layout="constrained")
     panels = figure.subplots(rows, 2, squeeze=False).flat
-    for panel, (kind, lines) in zip(panels, kinds.items(), strict=False):
+    for (kind, lines), panel in zip(kinds.items(), panels, strict=False):
         for name, curve in lines.items():
             steps, values = zip(*curve, strict=True)
             panel.plot(steps, values, marker="." if len(curve) < 30 else "", linewidth=1.2, label=name)

@@ -23,6 +23,7 @@ def train(cli: "TaskCLI", task: str, ckpt: Path | None, *, quiet: bool = False) 
     if kept and cli.log_folder is not None:
         from medseq.cli.fit_record import write_record
 
+        cli.open_loggers()
         write_record(cli.log_folder, command=f"fit {task}", config=cli.config.as_dict(), datamodule=cli.datamodule)
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt, weights_only=True)

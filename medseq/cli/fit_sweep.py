@@ -4,6 +4,7 @@ import csv
 import hashlib
 import itertools
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,9 +73,14 @@ def fit_sweep(task: str, arguments: Sequence[str], sweeps: Sequence[str], *, out
             own = [f"--{key}={value}" for key, value in settings]
             here = [f"--trainer.default_root_dir={folder}", f"--trainer.logger.init_args.save_dir={folder}"]
             logger = ["--trainer.logger=pytorch_lightning.loggers.CSVLogger", *here[1:]]
-            cli = task_cli("fit", task, [*arguments, *own, here[0], *logger], quiet=True)
+            cli = task_cli(
+                "fit", task, [*arguments, *own, here[0], *logger, "--trainer.enable_model_summary=false"], quiet=True
+            )
             checkpoint = _newest(folder)
-            cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
+            with warnings.catch_warnings():
+                # A resumed run has a log folder of its own beside the first one's.
+                warnings.filterwarnings("ignore", message="The dirpath has changed")
+                cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, weights_only=True)
             scores = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
             done.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
         rows.append({**dict(settings), **json.loads(done.read_text(encoding="utf-8"))})

@@ -35,6 +35,16 @@ class TaskCLI(LightningCLI):
         """Where this run's configuration and checkpoints are; None without a logger."""
         return Path(self.trainer.log_dir) if self.trainer.log_dir else None
 
+    def open_loggers(self) -> None:
+        """Make all loggers write into one folder, the first one's, before anything else is put there."""
+        loggers = self.trainer.loggers
+        for logger in loggers:
+            # Each would count up the folders that the others have just made.
+            if logger is not loggers[0] and getattr(logger, "_version", 0) is None:
+                logger._version = loggers[0].version
+        for logger in loggers:
+            _ = logger.experiment
+
     @property
     def bundle(self) -> dict[str, Any]:
         """What the configuration says about the bundle of the run; {} if nothing."""
@@ -83,7 +93,10 @@ def build(command: str, classes: tuple[str, str, str], arguments: Sequence[str],
             args=["--help" if argument == "--help-config" else argument for argument in arguments],
             # Only a training leaves its configuration behind, beside its checkpoints.
             save_config_callback=SaveConfigCallback if fits else None,
-            trainer_defaults=_defaults(command.partition(" ")[2], quiet=quiet) if fits else {},
+            # Lightning wants the callbacks that a checkpoint knows, also where nothing is resumed.
+            trainer_defaults=_defaults(command.partition(" ")[2], quiet=quiet)
+            if fits
+            else {"callbacks": [ExactResume()]},
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": f"medseq {command}", "exit_on_error": False, "allow_abbrev": False},
         )

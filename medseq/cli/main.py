@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from medseq import __version__
 from medseq.cli import (
+    benchmark,
     bundle,
     check,
     convert,
@@ -86,6 +87,7 @@ THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command("fit", rich_help_panel=MAKE, context_settings=THROUGH)(fit.fit)
 app.command("validate", rich_help_panel=MAKE, context_settings=THROUGH)(validate.validate)
 app.command("test", rich_help_panel=MAKE, context_settings=THROUGH)(test_set.score_test_set)
+app.command("benchmark", rich_help_panel=MAKE)(benchmark.benchmark)
 app.command("info", rich_help_panel=LOOK)(info.info)
 app.command("bundle", rich_help_panel=MAKE)(bundle.bundle)
 # More pairs may follow the one of --config.

@@ -27,7 +27,7 @@ import medseq.ops.selective_scan
 import medseq.ops.wkv  # noqa: F401 (their import registers the operators that are counted)
 from medseq.errors import InputError
 
-__all__ = ["Cost", "model_cost", "model_inputs"]
+__all__ = ["Cost", "formulas", "model_cost", "model_inputs"]
 
 Shape = Sequence[int]
 
@@ -119,7 +119,7 @@ def _on_fakes(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[int, int]
 
 
 def _flops(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
-    counter = FlopCounterMode(display=False, custom_mapping=_formulas())
+    counter = FlopCounterMode(display=False, custom_mapping=formulas())
     with torch.no_grad(), counter:
         model(**inputs)
     return int(counter.get_total_flops())
@@ -154,7 +154,8 @@ def _median_seconds(model: nn.Module, inputs: Mapping[str, Tensor], runs: int) -
     return statistics.median(seconds)
 
 
-def _formulas() -> dict[Any, Callable[..., int]]:
+def formulas() -> dict[Any, Callable[..., int]]:
+    """Operators that torch cannot count -> operations from the shapes of their arguments, for `FlopCounterMode`."""
     ours = torch.ops.medseq
     return {
         ours.selective_scan: _selective_scan,

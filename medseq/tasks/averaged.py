@@ -69,11 +69,12 @@ class AveragedTask(pl.LightningModule):
     def finite(self, loss: Tensor) -> Tensor:
         """Log the training loss; one that is not finite stops the run, with its batch saved for inspection."""
         if not torch.isfinite(loss):
+            saved = save_batch(self._batch, self._run_folder()) if self._batch is not None else None
             raise InputError(
                 "training loss is not finite",
                 where=f"step {self.global_step}",
                 found=loss.item(),
-                remedy=f"the batch lies in {save_batch(self._batch, self._run_folder())}",
+                remedy=f"look at its batch, {saved}; lower the learning rate" if saved else None,
             )
         self.log("train/loss", loss, on_step=True, prog_bar=True, batch_size=1)
         return loss

@@ -74,8 +74,8 @@ class RestoreTask(AveragedTask):
         self.data_range, self.bundle = data_range, bundle or {}
 
     def restore(self, net: nn.Module, batch: RestoreBatch) -> Tensor:
-        """Restored images in native units, ``(batch, 1, row, col)``."""
-        params = [{"scale": batch.scale.view(-1, 1, 1, 1)}] * len(self.preprocess)
+        """Restored images in native units, ``(batch, 1, row, col)``; samples are taken to have pixels of 1 mm."""
+        params = [{"scale": batch.scale.view(-1, 1, 1, 1), "pixel_cm2": 0.01}] * len(self.preprocess)
         stages = apply_chain(self.preprocess, batch.image, params)
         return invert_chain(self.preprocess, net(stages[-1], batch.condition), stages, params)
 
