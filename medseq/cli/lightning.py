@@ -33,7 +33,9 @@ class TaskCLI(LightningCLI):
     @property
     def log_folder(self) -> Path | None:
         """Where this run's configuration and checkpoints are; None without a logger."""
-        return Path(self.trainer.log_dir) if self.trainer.log_dir else None
+        # Not trainer.log_dir: all processes must ask for that together.
+        folders = [logger.log_dir for logger in self.trainer.loggers]
+        return next((Path(folder) for folder in folders if folder), None)
 
     def open_loggers(self) -> None:
         """Make all loggers write into one folder, the first one's, before anything else is put there."""

@@ -84,8 +84,10 @@ class AveragedTask(pl.LightningModule):
         self._batch = batch
 
     def _run_folder(self) -> Path:
+        # Not trainer.log_dir: all processes must ask for that together.
         trainer = self._trainer
-        return Path((trainer.log_dir or trainer.default_root_dir) if trainer else ".")
+        folders = [logger.log_dir for logger in trainer.loggers] if trainer else []
+        return Path(next(filter(None, folders), trainer.default_root_dir if trainer else "."))
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Scores of the averaged weights, as ``val/…``."""
@@ -101,7 +103,9 @@ class AveragedTask(pl.LightningModule):
 
     def log_scores(self, scores: Mapping[str, Tensor], cases: int, *, prog_bar: bool = False) -> None:
         """Log means over cases, of all processes together."""
-        self.log_dict(dict(scores), batch_size=cases, prog_bar=prog_bar, on_step=False, on_epoch=True, sync_dist=True)
+        # A float: Lightning (2.6) averages the processes' numbers of cases, and whole numbers it rounds down.
+        weight: Any = float(cases)
+        self.log_dict(dict(scores), batch_size=weight, prog_bar=prog_bar, on_step=False, on_epoch=True, sync_dist=True)
 
     def optimizer_step(self, *args: Any, **keywords: Any) -> None:
         """Step, then average the weights; the decay starts low, so that early weights are forgotten.
@@ -148,10 +152,10 @@ class AveragedTask(pl.LightningModule):
         """A picture ``(1, row, col)`` in 0..1, as a file in the run's folder and to every logger that takes images."""
         if not self.trainer.is_global_zero or self.trainer.sanity_checking:
             return
-        if self.trainer.log_dir:
+        if self.loggers:
             from PIL import Image
 
-            folder = Path(self.trainer.log_dir) / "pictures"
+            folder = self._run_folder() / "pictures"
             folder.mkdir(parents=True, exist_ok=True)
             pixels = (picture.detach()[0].float().nan_to_num().clamp(0, 1) * 255).round().byte().cpu().numpy()
             Image.fromarray(pixels).save(folder / f"{name.replace('/', '_')}_{self.global_step:06d}.png")
