@@ -125,7 +125,9 @@ def drawn_uptake(side: int, pixel_mm: float, generator: torch.Generator) -> Upta
     body = _ellipse(side, 0.0, 0.0, uniform((0.5, 0.92), generator), uniform((0.4, 0.85), generator), 0.0)
     suv = uniform((0.5, 2.5), generator) * body
     for _ in range(int(torch.randint(7, (), generator=generator))):
-        cx, cy, rx, ry, turn = (uniform(limits, generator) for limits in ((-0.5, 0.5),) * 2 + ((0.04, 0.3),) * 2 + ((0, 3),))
+        cx, cy, rx, ry, turn = (
+            uniform(limits, generator) for limits in ((-0.5, 0.5),) * 2 + ((0.04, 0.3),) * 2 + ((0, 3),)
+        )
         level = uniform((0.05, 1.0), generator) ** 2 * 8.0
         organ = _ellipse(side, cx, cy, rx, ry, turn) * body
         suv = suv * (1 - organ) + level * organ
@@ -164,7 +166,7 @@ def _ellipse(side: int, cx: float, cy: float, rx: float, ry: float, turn: float)
 
 
 def _resample(plane: Tensor, side: int, step: float, angle: float, flip: bool) -> Tensor:
-    """Planes ``(channel, row, col)`` on `side` pixels of `step` voxels around their middle, twice as fine and averaged."""
+    """Planes ``(channel, row, col)`` on `side` pixels of `step` voxels around their middle, drawn twice as fine."""
     rows, cols = plane.shape[-2:]
     axis = (torch.arange(2 * side) - side + 0.5) * (step / 2)
     y, x = torch.meshgrid(axis, axis, indexing="ij")

@@ -56,8 +56,8 @@ class LowCountPET(CroppedDataset):
 class PETFromMR(CroppedDataset):
     """T1-weighted slices of a head and the simulated FDG-like scan of the same slice: what synthesis is tried out on.
 
-    Nothing here says that a real PET can be told from an MR: uptake is drawn from the tissue maps, so that a network can
-    at most learn the map from tissue to mean uptake. Lesions without an MR counterpart are lost, as they would be.
+    Nothing here says that a real PET can be told from an MR: uptake is drawn from the tissue maps, so that a network
+    can at most learn the map from tissue to mean uptake. Lesions without an MR counterpart are lost, as they would be.
 
     Args:
         length, crop, seed, split, cache, slices: See `LowCountPET`.

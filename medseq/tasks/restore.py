@@ -16,12 +16,13 @@ from torch.utils.data import DataLoader, Dataset
 from medseq.data.restore import CroppedDataset, RestoreBatch, collate
 from medseq.data.transforms import Identity, Transform, apply_chain, invert_chain
 from medseq.tasks.averaged import AveragedTask
+from medseq.tasks.restore_loss import RestoreLoss
 
 __all__ = ["RestoreDataModule", "RestoreTask"]
 
 
 class RestoreTask(AveragedTask):
-    """Supervised restoration with an L1 loss, Adam, linear warm-up, cosine decay and averaged weights.
+    """Supervised restoration: L1 or another loss, Adam, linear warm-up, cosine decay and averaged weights.
 
     Args:
         net: Network under the restoration contract: ``forward(image, condition=None)``.
@@ -37,6 +38,7 @@ class RestoreTask(AveragedTask):
         clip_norm: Gradients are scaled down to this norm.
         data_range: Range of PSNR and SSIM in validation, native units; None takes the window's width.
         bundle: What `medseq bundle` writes into bundle.yaml beside model and preprocess.
+        criterion: Which terms the loss has; None is L1.
 
     Reference:
         Yang et al., arXiv:2407.11087: L1 loss, Adam, cosine decay to 1e-6.
@@ -57,6 +59,7 @@ class RestoreTask(AveragedTask):
         clip_norm: float = 1.0,
         data_range: float | None = None,
         bundle: dict[str, Any] | None = None,
+        criterion: RestoreLoss | None = None,
     ) -> None:
         super().__init__(
             net,
@@ -72,6 +75,7 @@ class RestoreTask(AveragedTask):
         if data_range is None:
             data_range = loss_window[1] - loss_window[0] if loss_window else 1.0
         self.data_range, self.bundle = data_range, bundle or {}
+        self.criterion = criterion or RestoreLoss()
 
     def restore(self, net: nn.Module, batch: RestoreBatch) -> Tensor:
         """Restored images in native units, ``(batch, 1, row, col)``."""
@@ -80,11 +84,11 @@ class RestoreTask(AveragedTask):
         return invert_chain(self.preprocess, net(stages[-1], batch.condition), stages, params)
 
     def loss(self, restored: Tensor, target: Tensor) -> Tensor:
-        """L1 in the window, plus `wide_weight` times L1 over the whole range; in units of `loss_unit`."""
-        wide = (restored - target).abs().mean() / self.loss_unit
+        """The criterion in the window, plus `wide_weight` times that over the whole range; in units of `loss_unit`."""
+        wide = self.criterion(restored, target, self.loss_unit)
         if self.loss_window is None:
             return wide
-        inside = (restored.clamp(*self.loss_window) - target.clamp(*self.loss_window)).abs().mean() / self.loss_unit
+        inside = self.criterion(restored.clamp(*self.loss_window), target.clamp(*self.loss_window), self.loss_unit)
         return inside + self.wide_weight * wide
 
     def training_step(self, batch: RestoreBatch, batch_idx: int) -> Tensor:
