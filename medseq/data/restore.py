@@ -97,6 +97,7 @@ class LowDoseCT(CroppedDataset):
             The network learns to bring noise down to about that level and to leave a good image alone.
         clean_share: Share of samples without added noise.
         diversity: Share of samples whose content is not the head CT.
+        bank_every: Noise is made from every n-th slice of the head.
     """
 
     def __init__(
@@ -110,12 +111,13 @@ class LowDoseCT(CroppedDataset):
         own_noise_hu: float = 12.0,
         clean_share: float = 0.2,
         diversity: float = 0.45,
+        bank_every: int = 2,
     ) -> None:
         super().__init__(length, crop, seed)
         self.noise_hu, self.own_noise_hu = noise_hu, own_noise_hu
         self.clean_share, self.diversity = clean_share, diversity
         self.head = head_ct_slices(split)
-        self.bank = ct_noise_bank(cache, split)
+        self.bank = ct_noise_bank(cache, split, bank_every)
         self.mr: Content | None = mr_slices("train") if diversity else None
         self.photos: Content | None = photographs() if diversity else None
 

@@ -84,7 +84,8 @@ class RestorePredictor:
         )
         self._config, self._device = bundle.config, require_device(device)
         self._model = bundle.build_model(self._device)
-        self._chain = bundle.transforms()
+        self._chains = {modality: bundle.transforms(modality) for modality in (None, *self._config.preprocess_of)}
+        self._chain = self._chains[None]
         self._factor = bundle.config.output.scale_factor
         self._seconds_per_pixel = 0.0
 
@@ -132,6 +133,7 @@ class RestorePredictor:
 
             reader = SuvReader(reader, suv)
         self._require_fit(reader.header)
+        self._chain = self._chains.get(reader.header.modality, self._chains[None])
         flags = [Flag(warning.code, warning.message, "info") for warning in source_warnings(reader.header)]
         flags += self._spacing_flags(reader.header) + self._grid_flags(reader.header)
         if self._factor > 1:
@@ -258,12 +260,13 @@ class RestorePredictor:
                 wanted=wanted,
                 remedy=f"if the images are {wanted}, pass --modality {spec.modality[0]}; else choose another bundle",
             )
-        if header.units != spec.units:
-            remedy = f"if the values are in {spec.units}, pass --modality {(spec.modality or ['OT'])[0]}"
+        units = self._config.units_for(header.modality)
+        if header.units != units:
+            remedy = f"if the values are in {units}, pass --modality {(spec.modality or ['OT'])[0]}"
             if header.source.kind == "dicom":
                 remedy = "the header must say it: for CT rescale slope, intercept and type, for PET Units"
             raise InputError(
-                "the units do not fit the bundle", where=name, found=header.units, wanted=spec.units, remedy=remedy
+                "the units do not fit the bundle", where=name, found=header.units, wanted=units, remedy=remedy
             )
         if self._factor > 1 and self._factor * max(header.plane_shape) > _LARGEST_SIDE:
             raise InputError(
@@ -286,7 +289,7 @@ class RestorePredictor:
 
     def _suv_factor(self, header: VolumeHeader) -> float | None:
         """SUVbw of one Bq/ml where the bundle wants the one and the series has the other; else None."""
-        if self._config.input.units != "SUVbw" or header.units != "Bq/ml" or header.source.kind != "dicom":
+        if self._config.units_for(header.modality) != "SUVbw" or header.units != "Bq/ml" or header.source.kind != "dicom":
             return None
         from medseq.io.pet_suv import suv_per_activity
 

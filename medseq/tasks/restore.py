@@ -39,6 +39,7 @@ class RestoreTask(AveragedTask):
         data_range: Range of PSNR and SSIM in validation, native units; None takes the window's width.
         bundle: What `medseq bundle` writes into bundle.yaml beside model and preprocess.
         criterion: Which terms the loss has; None is L1.
+        by_task: Also tell the validation metrics of every `case_id`, which are the tasks of `MixedTasks`.
 
     Reference:
         Yang et al., arXiv:2407.11087: L1 loss, Adam, cosine decay to 1e-6.
@@ -60,6 +61,7 @@ class RestoreTask(AveragedTask):
         data_range: float | None = None,
         bundle: dict[str, Any] | None = None,
         criterion: RestoreLoss | None = None,
+        by_task: bool = False,
     ) -> None:
         super().__init__(
             net,
@@ -75,7 +77,7 @@ class RestoreTask(AveragedTask):
         if data_range is None:
             data_range = loss_window[1] - loss_window[0] if loss_window else 1.0
         self.data_range, self.bundle = data_range, bundle or {}
-        self.criterion = criterion or RestoreLoss()
+        self.criterion, self.by_task = criterion or RestoreLoss(), by_task
 
     def restore(self, net: nn.Module, batch: RestoreBatch) -> Tensor:
         """Restored images in native units, ``(batch, 1, row, col)``."""
@@ -106,6 +108,8 @@ class RestoreTask(AveragedTask):
         for name, image in (("input", batch.image), ("val", restored)):
             error = (image.clamp(*window) - target).square().mean(dim=(1, 2, 3)).clamp(min=1e-12)
             psnr = 10 * torch.log10(self.data_range**2 / error)
+            if self.by_task:
+                self._log_by_task(name, psnr, batch.case_id)
             structure = ssim(image.clamp(*window), target, data_range=self.data_range)
             self.log(f"{name}/psnr", psnr.mean(), batch_size=size, prog_bar=name == "val")
             self.log(f"{name}/rmse", error.sqrt().mean(), batch_size=size)
@@ -113,6 +117,11 @@ class RestoreTask(AveragedTask):
         self.log("val/loss", self.loss(restored, batch.target), batch_size=size)
         if batch_idx == 0:
             self._log_picture(batch, restored)
+
+    def _log_by_task(self, name: str, psnr: Tensor, tasks: list[str]) -> None:
+        for task in sorted(set(tasks)):
+            own = [value for value, of in zip(psnr, tasks, strict=True) if of == task]
+            self.log(f"{name}/psnr/{task}", torch.stack(own).mean(), batch_size=len(own))
 
     def _log_picture(self, batch: RestoreBatch, restored: Tensor) -> None:
         """Input, result and target side by side, in the window, to every logger that takes images."""
