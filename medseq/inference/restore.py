@@ -289,7 +289,11 @@ class RestorePredictor:
 
     def _suv_factor(self, header: VolumeHeader) -> float | None:
         """SUVbw of one Bq/ml where the bundle wants the one and the series has the other; else None."""
-        if self._config.units_for(header.modality) != "SUVbw" or header.units != "Bq/ml" or header.source.kind != "dicom":
+        if (
+            self._config.units_for(header.modality) != "SUVbw"
+            or header.units != "Bq/ml"
+            or header.source.kind != "dicom"
+        ):
             return None
         from medseq.io.pet_suv import suv_per_activity
 
