@@ -101,22 +101,22 @@ def sr_trials(factor: int, contrast: float = 0.15) -> list[Trial]:
 
 def pet_trials(fraction: float = 0.1, contrast: float = 0.5) -> list[Trial]:
     """Discs with half as much uptake again in simulated PET with a tenth of the counts, independent counts a scan."""
-    trials = []
+    trials, spacing = [], pet_counts.PIXEL_MM
     for index, (name, (whose, uptake)) in enumerate(pet_counts.objects().items()):
         suv, body = uptake.suv.numpy(), uptake.body.numpy()
+        rng = np.random.default_rng([3, index])
+        plain, again = (_pet(suv, body, fraction, rng) for _ in range(2))
+        sd = float((plain - again)[body > 0.5].std() / np.sqrt(2))
         level = float(np.median(suv[suv > 0.3 * suv.max()]))
-        case = Case(name, whose, suv, pet_counts.PIXEL_MM)
-        for number, (kind, added, place) in enumerate(_objects(case, suv > 0.5 * level, contrast * level)):
-            rng = np.random.default_rng([3, index, number])
-            pair = tuple(
-                reconstruct_pet(
-                    acquire_pet(image, body, pet_counts.PIXEL_MM, pet_counts.SCANNER, rng, fraction=fraction),
-                    pet_counts.SCANNER,
-                )
-                for image in (suv + added, suv)
-            )
-            trials.append(Trial(kind, added, suv, pair, 0.0, pet_counts.PIXEL_MM, place, whose))
+        for kind, added, place in _objects(Case(name, whose, suv, spacing), suv > 0.5 * level, contrast * level):
+            pair = (_pet(suv + added, body, fraction, rng), plain)
+            trials.append(Trial(kind, added, suv, pair, sd, spacing, place, whose))
     return trials
+
+
+def _pet(suv: np.ndarray, body: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    scan = acquire_pet(suv, body, pet_counts.PIXEL_MM, pet_counts.SCANNER, rng, fraction=fraction)
+    return reconstruct_pet(scan, pet_counts.SCANNER)
 
 
 def small(cases: list[Case]) -> list[Case]:
