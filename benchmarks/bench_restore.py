@@ -1,7 +1,7 @@
 """Time of the restoration networks: against the naive recurrence, against a U-Net of equal FLOPs, and layer by layer.
 
-Run: `python benchmarks/bench_restore.py` (some minutes, one thread; `--sizes 128` for less), on a quiet machine; `--write`
-keeps the figures in benchmarks/results/bench_restore.json. Exits with 1 if results differ or a claim is not met:
+Run: `python benchmarks/bench_restore.py` (some minutes, one thread; `--sizes 128` for less), on a quiet machine;
+`--write` keeps the figures in benchmarks/results. Exits with 1 if results differ or a claim is not met:
 
 - the operator (bidirectional WKV, cross scan) takes less than a quarter of a forward pass;
 - a forward pass at 128 x 128 is at least 15 times as fast as with the recurrence written out token by token;

@@ -1,6 +1,6 @@
-"""One row a restoration task: reference, degraded (simulated), best classical method, bundle, and what the bundle changed.
+"""One row a restoration task: reference, degraded (simulated), a classical method, bundle, and what the bundle changed.
 
-Run: `python benchmarks/restore_picture.py` (two minutes). Writes docs/images/restore.png from slices that no training saw.
+Run: `python benchmarks/restore_picture.py` (two minutes). Writes docs/images/restore.png, of slices no training saw.
 """
 
 import sys
