@@ -43,6 +43,21 @@ def test_the_page_of_slides_names_what_exists():
         assert re.search(rf"^class {name}\b", (ROOT / "medseq" / "models" / f"{module}.py").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["recon", "wsi"])
+def test_the_page_of_restoration_names_what_exists():
+    text = (ROOT / "docs" / "restore.md").read_text()
+    source = "".join(path.read_text() for path in (ROOT / "medseq").rglob("*.py"))
+    for option in set(re.findall(r"`(--[a-z-]+)", text)):
+        assert f'"{option}"' in source, option
+    for config in re.findall(r"(restore/[a-z0-9_]+)`? ", text):
+        assert (ROOT / "configs" / f"{config}.yaml").is_file(), config
+    for script in re.findall(r"(benchmarks/\w+\.py)", text):
+        assert (ROOT / script).is_file(), script
+    shipped = {path.name for path in (ROOT / "medseq" / "zoo").iterdir()}
+    assert set(re.findall(r"^\| `([a-z0-9-]+)`", text, re.MULTILINE)) <= shipped
+    for code in re.findall(r"`([a-z_]+)`", text[text.index("## Flags") : text.index("## What to believe")]):
+        assert f'"{code}"' in source, code
+
+
+@pytest.mark.parametrize("page", ["recon", "restore", "wsi"])
 def test_a_task_page_fits_two_screens(page):
     assert len((ROOT / "docs" / f"{page}.md").read_text().splitlines()) <= 100

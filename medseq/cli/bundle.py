@@ -132,7 +132,8 @@ def make_bundle(
     made = save_bundle(out, content, weights, metadata=facts, card=text, dtype=dtype, overwrite=overwrite)
     # What loads today must build today, not at the first patient.
     made.build_model()
-    made.transforms()
+    for modality in (None, *made.config.preprocess_of):
+        made.transforms(modality)
     return made
 
 

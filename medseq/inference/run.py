@@ -248,7 +248,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
             ledger,
             run,
             identity=_identity(bundle, run),
-            units=bundle.config.input.units,
+            units=bundle.config.units_for(modality),
             root=input_root(place),
             out=out,
             stop=stop,
@@ -310,7 +310,7 @@ def _task_of(bundle: Bundle, run: RunRow, root: Path, maps: Path | None, item: F
         folder,
         names="id",
         identity=_identity(bundle, run),
-        units=bundle.config.input.units,
+        units=bundle.config.units_for(run.params.get("modality")),
         params=run.params,
         sens_maps=maps,
     )

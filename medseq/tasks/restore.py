@@ -16,12 +16,13 @@ from medseq.data.restore import CroppedDataset, RestoreBatch, collate
 from medseq.data.transforms import Identity, Transform, apply_chain, invert_chain
 from medseq.tasks.averaged import AveragedTask
 from medseq.tasks.data_module import TaskDataModule
+from medseq.tasks.restore_loss import RestoreLoss
 
 __all__ = ["RestoreDataModule", "RestoreTask"]
 
 
 class RestoreTask(AveragedTask):
-    """Supervised restoration with an L1 loss, Adam, linear warm-up, cosine decay and averaged weights.
+    """Supervised restoration: L1 or another loss, Adam, linear warm-up, cosine decay and averaged weights.
 
     Args:
         net: Network under the restoration contract: ``forward(image, condition=None)``.
@@ -37,6 +38,8 @@ class RestoreTask(AveragedTask):
         clip_norm: Gradients are scaled down to this norm.
         data_range: Range of PSNR and SSIM in validation, native units; None takes the window's width.
         bundle: What `medseq bundle` writes into bundle.yaml beside model and preprocess.
+        criterion: Which terms the loss has; None is L1.
+        by_task: Also tell the validation metrics of every `case_id`, which are the tasks of `MixedTasks`.
 
     Reference:
         Yang et al., arXiv:2407.11087: L1 loss, Adam, cosine decay to 1e-6.
@@ -57,6 +60,8 @@ class RestoreTask(AveragedTask):
         clip_norm: float = 1.0,
         data_range: float | None = None,
         bundle: dict[str, Any] | None = None,
+        criterion: RestoreLoss | None = None,
+        by_task: bool = False,
     ) -> None:
         super().__init__(
             net,
@@ -72,6 +77,7 @@ class RestoreTask(AveragedTask):
         if data_range is None:
             data_range = loss_window[1] - loss_window[0] if loss_window else 1.0
         self.data_range, self.bundle = data_range, bundle or {}
+        self.criterion, self.by_task = criterion or RestoreLoss(), by_task
 
     def restore(self, net: nn.Module, batch: RestoreBatch) -> Tensor:
         """Restored images in native units, ``(batch, 1, row, col)``; samples are taken to have pixels of 1 mm."""
@@ -80,11 +86,11 @@ class RestoreTask(AveragedTask):
         return invert_chain(self.preprocess, net(stages[-1], batch.condition), stages, params)
 
     def loss(self, restored: Tensor, target: Tensor) -> Tensor:
-        """L1 in the window, plus `wide_weight` times L1 over the whole range; in units of `loss_unit`."""
-        wide = (restored - target).abs().mean() / self.loss_unit
+        """The criterion in the window, plus `wide_weight` times that over the whole range; in units of `loss_unit`."""
+        wide = self.criterion(restored, target, self.loss_unit)
         if self.loss_window is None:
             return wide
-        inside = (restored.clamp(*self.loss_window) - target.clamp(*self.loss_window)).abs().mean() / self.loss_unit
+        inside = self.criterion(restored.clamp(*self.loss_window), target.clamp(*self.loss_window), self.loss_unit)
         return inside + self.wide_weight * wide
 
     def training_step(self, batch: RestoreBatch, batch_idx: int) -> Tensor:
@@ -102,12 +108,20 @@ class RestoreTask(AveragedTask):
         for name, image in (("input", batch.image), (stage, restored)):
             error = (image.clamp(*window) - target).square().mean(dim=(1, 2, 3)).clamp(min=1e-12)
             psnr = 10 * torch.log10(self.data_range**2 / error)
+            if self.by_task:
+                self._log_by_task(name, psnr, batch.case_id)
             structure = ssim(image.clamp(*window), target, data_range=self.data_range)
             self.log_scores({f"{name}/psnr": psnr.mean()}, size, prog_bar=name != "input")
             self.log_scores({f"{name}/rmse": error.sqrt().mean(), f"{name}/ssim": structure}, size)
         self.log_scores({f"{stage}/loss": self.loss(restored, batch.target)}, size)
         if batch_idx == 0:
             self._log_picture(batch, restored, stage)
+
+    def _log_by_task(self, name: str, psnr: Tensor, tasks: list[str]) -> None:
+        # Of this process's own cases: another one may have none of a task, and would wait for ever.
+        for task in sorted(set(tasks)):
+            own = [value for value, of in zip(psnr, tasks, strict=True) if of == task]
+            self.log(f"{name}/psnr/{task}", torch.stack(own).mean(), batch_size=len(own))
 
     def _log_picture(self, batch: RestoreBatch, restored: Tensor, stage: str) -> None:
         """Input, result and target side by side, in the window, to every logger that takes images."""
