@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from medseq.errors import InputError, MedseqError
 from medseq.inference.found import Found, broken_item, file_rows, item_id, refused_item, relative
+from medseq.inference.h5_guard import require_openable
 from medseq.inference.recon_maps import maps_files, maps_of
 from medseq.io.privacy import label
 
@@ -49,6 +50,7 @@ def discover_kspace(
     companions: set[Path] = set()
     for path in main:
         try:
+            require_openable(path, "kspace", fft)
             readers = open_kspace_items(path, fft=fft)
         except MedseqError as error:
             yield _broken(root, path, error)

@@ -147,5 +147,11 @@ class _OpenedSink:
     def file(self, role: Any, suffix: str) -> Any:
         return self._sink.file(role, suffix)
 
+    def object(self, role: Any) -> Any:
+        return self._sink.object(role)
+
+    def provenance(self, role: Any) -> Any:
+        return self._sink.provenance(role)
+
     def seen(self, plane: int, image: Any) -> None:
         self._sink.seen(plane, image)

@@ -14,14 +14,13 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from medseq import errors
 from medseq.errors import MedseqError
+from medseq.inference.plain_errors import refusal
 
-__all__ = ["BEAT_S", "as_error", "load_predictor", "main", "refusal"]
+__all__ = ["BEAT_S", "load_predictor", "main"]
 
 BEAT_S = 1.0
 
@@ -170,22 +169,3 @@ def load_predictor(hello: dict[str, Any]) -> Any:
         raise BundleError("the bundle changed during the run", where=bundle.config.name, remedy="start a new run")
     mapped = Path(hello["mapped"]) if hello["mapped"] else None
     return predictor_for(replace(bundle, mapped=mapped), hello["device"], hello["params"])
-
-
-def refusal(error: MedseqError) -> dict[str, Any]:
-    """An error as plain values; `as_error` makes it one again."""
-    words = {"where": error.where, "found": error.found, "wanted": error.wanted}
-    return {
-        "type": type(error).__name__,
-        "what": error.what,
-        "remedy": error.remedy,
-        **{key: None if value is None else str(value) for key, value in words.items()},
-    }
-
-
-def as_error(parts: Mapping[str, Any]) -> MedseqError:
-    """The error that a worker met when it loaded the model."""
-    kind = parts["type"] if parts["type"] in errors.__all__ else "BackendError"
-    words = {key: parts.get(key) for key in ("where", "found", "wanted", "remedy")}
-    error: MedseqError = getattr(errors, kind)(parts["what"], **words)
-    return error

@@ -32,7 +32,7 @@ from medseq.inference.enlist import Hire, enlist, stop_on_signals
 from medseq.inference.environment import environment
 from medseq.inference.found import Found
 from medseq.inference.ledger import Ledger, RunRow
-from medseq.inference.mil_params import AttributionName
+from medseq.inference.mil_params import AttributionName, FormatName
 from medseq.inference.outputs import Identity
 from medseq.inference.params import resolve_params
 from medseq.inference.plan import register, requeue, require_something
@@ -94,6 +94,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     top: int | None = None,
     mpp: float | None = None,
     encoder: str | None = None,
+    format: FormatName | None = None,
     verify: bool = False,
     retry_failed: bool = False,
     new_run: bool = False,
@@ -146,6 +147,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         top: Of slides: patches on the sheet of those with the highest values; default 12.
         mpp: Of slides: microns per pixel, for those that do not say.
         encoder: Of slides: the patch encoder, where the bundle names none, or a file of its weights.
+        format: Of slides: ``auto`` (default) writes DICOM reports and pictures of DICOM slides, ``dicom`` of all.
         verify: Hash inputs and results of finished items again instead of trusting sizes and times.
         retry_failed: Try every failed item again.
         new_run: Results of another bundle or other parameters in `output` are moved to ``output/previous/``.
@@ -191,15 +193,10 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         bundle = load_bundle(bundle, trust_packages=trust_packages)
     _require_words(bundle, names, modality, engine)
     words: dict[str, Any] = {"strength": strength, "tile": tile, "overlap": overlap, "batch": batch}
-    words |= {
-        "difference": difference,
-        "uncertainty": uncertainty,
-        "resample": resample,
-        "modality": modality,
-        "sens": sens,
-    }
-    words |= {"sens_maps": sens_maps, "fft": fft, "virtual_coils": virtual_coils, "orientations": orientations}
-    words |= {"adapt": adapt, "attribution": attribution, "top": top, "mpp": mpp, "encoder": encoder}
+    words |= {"difference": difference, "uncertainty": uncertainty, "resample": resample, "modality": modality}
+    words |= {"sens": sens, "sens_maps": sens_maps, "fft": fft, "virtual_coils": virtual_coils, "adapt": adapt}
+    words |= {"orientations": orientations, "attribution": attribution, "top": top, "mpp": mpp, "encoder": encoder}
+    words |= {"format": format}
     params = resolve_params(bundle.config, words) | {"names": names}
     maps = None if sens_maps is None else Path(sens_maps).resolve()
     env = environment(device)
