@@ -19,6 +19,7 @@ from medseq.io.privacy import path_label
 __all__ = ["BagTable", "read_bag_csv"]
 
 _BYTES = 2 << 30
+_MAX_LABEL = 1 << 31
 
 
 class BagTable(NamedTuple):
@@ -82,7 +83,7 @@ def _grouped(cells: list[list[str]], features: np.ndarray, numbers: list[int], w
 
 
 def _label(text: str, where: str) -> int:
-    if not _is_number(text) or not float(text).is_integer():
+    if not _is_number(text) or not float(text).is_integer() or abs(float(text)) > _MAX_LABEL:
         raise FormatError("the label is no whole number", where=where, remedy="number the classes from 0")
     return int(float(text))
 

@@ -43,7 +43,7 @@ def require_sound(path: Path) -> None:
                 if problem is not None:
                     raise _damaged(where, problem)
         except (struct.error, OverflowError, MemoryError, OSError):
-            raise _damaged(where, "a directory that leads outside of the file") from None
+            raise _damaged(where, "a directory that leads outside of the file or round in circles") from None
 
 
 class _Layout:

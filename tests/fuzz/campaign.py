@@ -42,6 +42,7 @@ SHARES = {
     "predict-kspace": 6,
     "predict-bag": 6,
 }
+CHILD = ["-m", "tests.fuzz.child"]
 MOST_S = 10.0  # of a processor; a machine that does other things, too, must not make a verdict
 _PATIENCE_S = 90.0
 _FRESH = 3000  # mutants of one child: what leaks in libraries is theirs
@@ -72,7 +73,7 @@ class Child:
     def __init__(self, seeds: Path, work: Path) -> None:
         # The decoders of libraries talk; only the last words of one that dies are of interest.
         self.log = tempfile.TemporaryFile()
-        arguments = [sys.executable, "-m", "tests.fuzz.child", str(seeds), str(work)]
+        arguments = [sys.executable, *CHILD, str(seeds), str(work)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, cwd=ROOT, env=environment
@@ -147,12 +148,11 @@ def run(folder: Path, orders: list[tuple[str, str]], keep: Path | None = None) -
     """Judge mutants in child processes.
 
     Args:
-        folder: Empty; holds seeds and work.
+        folder: Holds seeds (see `prepare`) and work.
         orders: See `plan`.
         keep: Where mutants that crash are copied to.
     """
     seeds, tally, started = folder / "seeds", Tally(), time.monotonic()
-    prepare(folder)
     child, torch = Child(seeds, folder / "work"), False
     try:
         for number, (kind, seed) in enumerate(orders):
@@ -259,6 +259,7 @@ def main() -> int:
         orders = [order for order in orders if order[0] in arguments.only]
     print(f"seed {arguments.seed}, {len(orders)} mutants", flush=True)
     with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder))
         tally = run(Path(folder), orders, arguments.keep)
     text = table(tally, arguments.seed)
     print(text)

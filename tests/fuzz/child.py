@@ -5,6 +5,7 @@ Not part of the test's own process: a mutant may end this one, and that is what 
 
 import faulthandler
 import hashlib
+import importlib
 import json
 import random
 import resource
@@ -16,7 +17,7 @@ import warnings
 from pathlib import Path
 
 from medseq.errors import MedseqError
-from tests.fuzz.entries import ENTRIES
+from tests.fuzz.entries import ENTRIES, NEEDS_TORCH
 from tests.fuzz.mutate import mutate
 
 MOST_BYTES = 2 << 30
@@ -68,6 +69,9 @@ def main() -> None:
         what = make(seeds, work / "in", order["kind"], order["seed"])
         # Before it is judged: whoever finds this process dead knows what it had.
         print(json.dumps({"begun": what}), flush=True)
+        if order["kind"] in NEEDS_TORCH:
+            # Loading torch is nobody's damage.
+            importlib.import_module("medseq.inference.restore")
         started = time.process_time()
         fate, error = judge(order["kind"], work / "in")
         seconds = time.process_time() - started
