@@ -92,7 +92,10 @@ def _numbers(rows: list[str], numbers: list[int], where: str) -> np.ndarray:
     """Feature cells as ``(n, d)`` float32; a bad row is found and named."""
     try:
         with np.errstate(over="ignore"):
-            return np.loadtxt(rows, delimiter=",", dtype=np.float64, comments=None, ndmin=2).astype(np.float32)
+            found = np.loadtxt(rows, delimiter=",", dtype=np.float64, comments=None, ndmin=2).astype(np.float32)
+        # A row of blanks is none to numpy.
+        if len(found) == len(rows):
+            return found
     except ValueError:
         pass
     width = rows[0].count(",")

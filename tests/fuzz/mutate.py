@@ -55,6 +55,8 @@ def mutate(data: bytes, name: str, draw: random.Random) -> bytes:
     if lower.endswith(".safetensors") and draw.random() < 0.5:
         return _json_header(data, draw)
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
+        if not data:
+            break
         data = draw.choice((_flip, _flip, _field, _field, _field, _cut, _splice, _double, _blank))(data, draw)
     return data
 

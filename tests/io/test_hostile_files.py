@@ -116,6 +116,13 @@ def test_a_label_beyond_64_bits(tmp_path):
         read_bag_csv(path)
 
 
+def test_a_row_of_blanks_in_a_table(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("0,bag,1,2\n0,bag, \n0,bag,3,4\n")
+    with pytest.raises(FormatError, match=r"row 2.*1 features, wanted 2"):
+        read_bag_csv(path)
+
+
 def svs(tmp_path, rng):
     path = write_svs(tmp_path / "a.svs", rng.integers(0, 255, (512, 512, 3), dtype=np.uint8))
     with tifffile.TiffFile(path) as tiff:
