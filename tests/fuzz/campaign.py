@@ -135,27 +135,31 @@ class Child:
 
 
 def plan(count: int, seed: int) -> list[tuple[str, str]]:
-    """Format and seed of each mutant; formats that need torch last, so that one start of it serves them all."""
+    """Format and seed of each mutant, in blocks of a thousand of all formats; those that need torch end their block."""
     orders = [
-        (kind, f"{kind}/{seed}/{number}")
+        (number // share, kind in NEEDS_TORCH, kind, f"{kind}/{seed}/{number}")
         for kind, share in SHARES.items()
         for number in range(max(1, round(count * share / 1000)))
     ]
-    return sorted(orders, key=lambda order: order[0] in NEEDS_TORCH)
+    orders.sort(key=lambda order: order[:2])
+    return [order[2:] for order in orders]
 
 
-def run(folder: Path, orders: list[tuple[str, str]], keep: Path | None = None) -> Tally:
+def run(folder: Path, orders: list[tuple[str, str]], keep: Path | None = None, most_s: float = 1e9) -> Tally:
     """Judge mutants in child processes.
 
     Args:
         folder: Holds seeds (see `prepare`) and work.
         orders: See `plan`.
         keep: Where mutants that crash are copied to.
+        most_s: Begin no mutant after so many seconds.
     """
     seeds, tally, started = folder / "seeds", Tally(), time.monotonic()
     child, torch = Child(seeds, folder / "work"), False
     try:
         for number, (kind, seed) in enumerate(orders):
+            if time.monotonic() - started > most_s:
+                break
             needs = kind in NEEDS_TORCH
             if child.process.poll() is not None or child.taken >= _FRESH or needs != torch:
                 child.close()
@@ -213,7 +217,7 @@ def write_models(folder: Path) -> None:
         save_bundle(folder / "mil", config, ABMIL(**head).state_dict(), metadata=metadata, card="# A test\n")
 
 
-def table(tally: Tally, seed: int) -> str:
+def table(tally: Tally, count: int, seed: int) -> str:
     """The report, Markdown."""
     fates = ("result", "refused", "skipped", "crash")
     rows = [
@@ -226,7 +230,7 @@ def table(tally: Tally, seed: int) -> str:
     lines = [
         "# Fuzzing",
         "",
-        f"`python -m tests.fuzz.campaign --count {total} --seed {seed}`: {total} mutants of real files through the "
+        f"`python -m tests.fuzz.campaign --count {count} --seed {seed}`: {total} mutants of real files through the "
         f"product's own ways in, {len(tally.crashes)} crashes. A mutant has {MOST_S:g} s of a processor and 2 GiB of "
         f"address space (`RLIMIT_AS`); the largest resident memory of a child was {tally.peak_mib:.0f} MiB. "
         f"Wall time {tally.seconds / 60:.0f} minutes.",
@@ -247,6 +251,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=random.randrange(2**31))
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no mutant after so long")
     parser.add_argument("--only", nargs="*", help="formats")
     parser.add_argument("--repeat", help="one mutant, by the seed of its crash")
     parser.add_argument("--keep", type=Path, help="folder for mutants that crash")
@@ -260,8 +265,8 @@ def main() -> int:
     print(f"seed {arguments.seed}, {len(orders)} mutants", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
-        tally = run(Path(folder), orders, arguments.keep)
-    text = table(tally, arguments.seed)
+        tally = run(Path(folder), orders, arguments.keep, 60 * arguments.minutes)
+    text = table(tally, arguments.count, arguments.seed)
     print(text)
     if arguments.output:
         arguments.output.write_text(text)
