@@ -298,6 +298,8 @@ def publish(stage: Path, out: Path, layout: Layout, rows: Sequence[OutputRow]) -
         moves = {row.relpath.rpartition("/")[0] if row.relpath.endswith(".dcm") else row.relpath for row in rows}
     for move in sorted(moves):
         atomic.clear(out / move)
+        # Names that were only written so far (`medseq.io.atomic.names_forced_later`).
+        atomic.fsync_below(stage / move)
         atomic.publish(stage / move, out / move)
     shutil.rmtree(stage, ignore_errors=True)
 

@@ -23,6 +23,7 @@ from medseq.inference.plain_errors import refusal
 __all__ = ["BEAT_S", "load_predictor", "main"]
 
 BEAT_S = 1.0
+_SWITCH_S = 0.0005
 
 
 def main() -> None:
@@ -90,7 +91,7 @@ class _Lanes:
 
         while True:
             task = task_from_plain(self._tasks.get())
-            report = attempt(task, self._predictor, self._gate, self._stop.is_set, self._worker)
+            report = attempt(task, self._predictor, self._gate, self._stop.is_set, self._worker, background=True)
             plain = None if report.result is None else result_to_plain(report.result)
             words = {"item": report.item_id, "code": report.code, "reason": report.reason}
             self._answer.send({**words, "result": plain})
@@ -128,6 +129,8 @@ def _set_up(hello: dict[str, Any], answer: _Replies) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     _die_with_parent(int(hello["parent"]))
+    # A lane that computes must not wait 5 ms for the interpreter whenever the other one prepares a picture.
+    sys.setswitchinterval(_SWITCH_S)
     warnings.simplefilter("ignore")
     ours = logging.getLogger("medseq")
     ours.setLevel(int(hello["log_level"]))

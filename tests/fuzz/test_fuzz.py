@@ -58,7 +58,9 @@ def test_a_mutant_is_its_seed(place):
 )
 def test_crashes_are_seen(place, monkeypatch, kind, entry, expected):
     """The judge itself: an entry that misbehaves is a crash, with the words of what happened."""
-    monkeypatch.setattr(campaign, "_PATIENCE_S", 20.0 if kind != "hangs" else 5.0)
+    if kind == "hangs":
+        monkeypatch.setattr(campaign, "_PATIENCE_S", 5.0)
+        monkeypatch.setattr(campaign, "_STARVED_S", 5.0)
     start = (
         "import sys\nfrom tests.fuzz import child\n"
         f"def entry(folder):\n    {entry}\n    return 'result'\n"
