@@ -35,9 +35,10 @@ def discover_kspace(
 
     main: list[Path] = []
     maps = set() if sens_maps is None else {path.resolve() for path in maps_files(sens_maps)}
-    for path in [path for path in paths if path in maps]:
+    given = {path for path in paths if maps and path.resolve() in maps}
+    for path in [path for path in paths if path in given]:
         yield refused_item(root, path, "skipped", "sens-maps", "sensitivity maps for other files, as the caller said")
-    paths = [path for path in paths if path not in maps]
+    paths = [path for path in paths if path not in given]
     for path in paths:
         try:
             main += kspace_files([path])
