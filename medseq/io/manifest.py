@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from medseq.errors import ManifestError
+from medseq.io.plain_text import plain_yaml
 
 __all__ = ["ManifestFile", "Role", "find_manifest", "read_manifest"]
 
@@ -74,13 +75,11 @@ def read_manifest(name: str | os.PathLike) -> list[ManifestFile]:
         ManifestError: Not such a manifest; an entry without a file, a subject or a role; a file twice; or a subject in
             two parts of the split, which is named.
     """
-    import yaml
-
     path = find_manifest(name)
     where = path.name
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        content = plain_yaml(path.read_bytes())
+    except ValueError:
         raise ManifestError("not YAML", where=where) from None
     entries = content if isinstance(content, dict) else {}
     if not isinstance(entries.get("files", []), list) or not isinstance(entries.get("folders", []), list):
