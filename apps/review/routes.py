@@ -1,10 +1,10 @@
 """Routes beside the pages: slices, values, tiles. Every address is checked; what is refused tells nothing.
 
-    GET /api/volume/{token}/info                     what can be shown, JSON (`SeriesView.info`)
+    GET /api/info/{token}                            what can be shown, JSON (`SeriesView.info`)
     GET /api/slice/{token}?role&plane&index&lo&hi&frame         PNG (`SeriesView.slice`)
     GET /api/value/{token}?plane&index&x&y&frame                JSON (`SeriesView.value`)
-    GET /api/distance/{token}?plane&index&x0&y0&x1&y1           JSON {"mm": …}
-    GET /api/roi/{token}?role&plane&index&x0&y0&x1&y1&shape     JSON (`SeriesView.roi`)
+    GET /api/distance/{token}?plane&index&line=x0,y0,x1,y1         JSON {"mm": …}
+    GET /api/roi/{token}?role&plane&index&box=x0,y0,x1,y1&shape    JSON (`SeriesView.roi`)
     GET /vendor/…, /assets/…                         static/vendor/ and static/ beside this file
 
 All of ``/api`` needs ``t`` from `Service.address` and the session's cookie. 403: not allowed; 404: no such item, with
@@ -42,7 +42,7 @@ Answer = Callable[[Service, str, Request], Response]
 def routes() -> list[Route | Mount]:
     """Everything besides the pages."""
     found: list[Route | Mount] = [
-        _route("/api/volume/{token}/info", _info),
+        _route("/api/info/{token}", _info),
         _route("/api/slice/{token}", _slice),
         _route("/api/value/{token}", _value),
         _route("/api/distance/{token}", _distance),
@@ -87,16 +87,16 @@ def _value(known: Service, token: str, request: Request) -> Response:
 
 def _distance(known: Service, token: str, request: Request) -> Response:
     plane, index = request.query_params.get("plane", "stack"), _whole(request, "index")
-    x0, y0, x1, y1 = (_needed(request, name) for name in ("x0", "y0", "x1", "y1"))
+    x0, y0, x1, y1 = _four(request, "line")
     return _json({"mm": known.series(token).distance_mm(plane, index, (x0, y0), (x1, y1))})
 
 
 def _roi(known: Service, token: str, request: Request) -> Response:
     query = request.query_params
     plane, index = query.get("plane", "stack"), _whole(request, "index")
-    x0, y0, x1, y1 = (_needed(request, name) for name in ("x0", "y0", "x1", "y1"))
+    box = _four(request, "box")
     view, role, shape = known.series(token), query.get("role", "after"), query.get("shape", "box")
-    return _json(view.roi(role, plane, index, (x0, y0, x1, y1), shape, _whole(request, "frame")))
+    return _json(view.roi(role, plane, index, box, shape, _whole(request, "frame")))
 
 
 # --- what all answers share
@@ -147,6 +147,16 @@ def _needed(request: Request, name: str) -> float:
     if value is None:
         raise _BadQuery(f"{name} is missing")
     return value
+
+
+def _four(request: Request, name: str) -> tuple[float, float, float, float]:
+    try:
+        a, b, c, d = (float(text) for text in request.query_params.get(name, "").split(","))
+    except ValueError:
+        raise _BadQuery(f"{name} wants four numbers") from None
+    if not all(abs(value) < 1e9 for value in (a, b, c, d)):
+        raise _BadQuery(f"{name} is out of range")
+    return a, b, c, d
 
 
 def _whole(request: Request, name: str) -> int:

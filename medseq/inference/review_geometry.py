@@ -99,6 +99,21 @@ class Geometry:
         ends = [(self._slices[k] @ (col, row, 0.0, 1.0))[:3] for k in (low, high)]
         return ends[0] * (1 - share) + ends[1] * share
 
+    def screen_affine(self, plane: Plane) -> np.ndarray:
+        """4x4: ``(column, row, slice, 1)`` on the screen, from 0 at centres of voxels, to RAS mm.
+
+        Of uneven slices the mean distance is used; `mm` is exact.
+        """
+        layout = self.layouts[plane]
+        count = max(layout.shape[0] - 1, 1)
+        corner = self.mm(layout.voxel(0, 0, 0))
+        out = np.eye(4)
+        out[:3, 0] = self.mm(layout.voxel(0, 0, 1)) - corner
+        out[:3, 1] = self.mm(layout.voxel(0, 1, 0)) - corner
+        out[:3, 2] = (self.mm(layout.voxel(count, 0, 0)) - corner) / count
+        out[:3, 3] = corner
+        return out
+
     def distance_mm(self, a: tuple[float, float, float], b: tuple[float, float, float]) -> float:
         """Millimetres between two indices."""
         return float(np.linalg.norm(self.mm(a) - self.mm(b)))

@@ -200,6 +200,7 @@ class SeriesView:
             "height": height,
             "width": width,
             "letters": layout.letters,
+            "to_mm": layer.geometry.screen_affine(plane).tolist(),
             "positions_mm": [round(layer.geometry.position_mm(plane, k), 2) for k in range(layout.shape[0])],
             # The plane whose slices were acquired; its pictures are exact and quick.
             "native": layout.axes[0] == 0,
