@@ -1,4 +1,4 @@
-"""A run folder as `medseq predict` leaves it, without a model: items are rows of the ledger, outputs are given files."""
+"""A run folder as `medseq predict` leaves it, without a model: items are rows of the ledger."""
 
 import hashlib
 import json
@@ -37,7 +37,9 @@ def add_item(
     ledger.claim("w", 60, item_id)
     out = Path(ledger.path).parent
     rows = [
-        OutputRow(role, path.relative_to(out).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size)
+        OutputRow(
+            role, path.relative_to(out).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size
+        )
         for role, path in outputs
     ]
     ledger.stage_outputs(item_id, rows)
@@ -52,7 +54,9 @@ def small_run(out: Path, count=3, **words) -> Path:
             path = out / item_id / "result.bin"
             path.parent.mkdir(parents=True)
             path.write_bytes(f"{out.name} {number}".encode())
-            add_item(ledger, item_id, outputs=[("result", path)], metrics={"noise_sd_before": 10.0, "noise_sd_after": number})
+            add_item(
+                ledger, item_id, outputs=[("result", path)], metrics={"noise_sd_before": 10.0, "noise_sd_after": number}
+            )
     return out
 
 

@@ -52,7 +52,9 @@ def test_the_chain_is_an_hmac_over_the_row_and_the_code_before_it(store):
         # Written out here, so that the format cannot change without this test: old stores must stay verifiable.
         e = record.event
         row = [record.seq, e.ts_utc, e.reviewer, e.role, e.item_id, e.output_sha256, e.bundle_hash, e.kind, e.decision]
-        texts = [None if v is None else json.dumps(v, sort_keys=True, separators=(",", ":")) for v in (e.geometry, e.view)]
+        texts = [
+            None if v is None else json.dumps(v, sort_keys=True, separators=(",", ":")) for v in (e.geometry, e.view)
+        ]
         row += [e.reason_code, e.score, e.comment, *texts, e.target, record.app_version, previous]
         text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
         assert record.mac == hmac.new(KEY, text.encode(), hashlib.sha256).hexdigest()
@@ -75,9 +77,9 @@ def test_the_chain_is_an_hmac_over_the_row_and_the_code_before_it(store):
         (["UPDATE event SET seq=9 WHERE seq=4"], "row 4: missing"),
         (
             [
-                "INSERT INTO event SELECT 5, ts_utc, reviewer, role, item_id, output_sha256, bundle_hash, kind, decision,"
-                "reason_code, score, comment, geometry_json, view_json, target, app_version, prev_mac, mac FROM event "
-                "WHERE seq=4"
+                "INSERT INTO event SELECT 5, ts_utc, reviewer, role, item_id, output_sha256, bundle_hash, kind, "
+                "decision, reason_code, score, comment, geometry_json, view_json, target, app_version, prev_mac, mac "
+                "FROM event WHERE seq=4"
             ],
             "row 5: does not follow",
         ),
@@ -135,7 +137,12 @@ def test_a_chain_made_with_another_key_is_not_ours(store, path):
 def test_rows_cannot_be_changed_while_the_triggers_stand(store, path):
     decide(store)
     with closing(sqlite3.connect(path)) as connection:
-        for statement in ("UPDATE event SET comment='x'", "DELETE FROM event", "DELETE FROM meta", "UPDATE meta SET value=1"):
+        for statement in (
+            "UPDATE event SET comment='x'",
+            "DELETE FROM event",
+            "DELETE FROM meta",
+            "UPDATE meta SET value=1",
+        ):
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
                 connection.execute(statement)
 
@@ -284,7 +291,9 @@ def test_a_verdict_about_other_outputs_is_stale(store):
 
 
 def test_annotations_assignment_and_push_are_part_of_the_state(store):
-    store.append(Event("ann", "i1", "annotate", geometry=[{"type": "box", "x0": 1, "x1": 4}, {"type": "point", "x": 2}]))
+    store.append(
+        Event("ann", "i1", "annotate", geometry=[{"type": "box", "x0": 1, "x1": 4}, {"type": "point", "x": 2}])
+    )
     store.append(Event("lea", "i1", "assign", decision="ann", role="admin"))
     store.append(Event("w", "i1", "push", decision="queued"))
     state = store.state("i1")
