@@ -1,4 +1,4 @@
-"""Exports: every event with the head of the chain, no formula for a spreadsheet, a table for ROC, reports for archives."""
+"""Exports: every event with the head of the chain, no formula for a spreadsheet, a table for ROC, DICOM reports."""
 
 import csv
 import io
