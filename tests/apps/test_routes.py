@@ -12,10 +12,11 @@ from starlette.applications import Starlette
 from starlette.responses import HTMLResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from medseq.inference.heatmap import percentiles
 from medseq.inference.review_access import COOKIE
-from medseq.inference.review_config import ReviewConfig
+from medseq.inference.review_config import AuthConfig, ReviewConfig
 from medseq.inference.review_service import service
 from medseq.io.attention_h5 import write_attention
 from tests.inference.made_review import add_item, begin_run
@@ -314,6 +315,26 @@ def test_tries_to_sign_in_are_limited(client):
     assert found[:10] == [200] * 10
     assert found[10:] == [429, 429]
     assert client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "127.0.0.1.evil.example", "evil.example:80", "", "0.0.0.0", "[::1", "a b"]
+)
+def test_a_foreign_name_that_leads_here_is_turned_away(client, host):
+    for path in ("/", address(client, "info/*", token())):
+        answer = client.get(path, headers={"host": host})
+        assert (answer.status_code, answer.json()) == (403, {"error": "not allowed"})
+        assert "set-cookie" not in answer.headers
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/_stcore/stream", headers={"host": host}):
+        pass
+
+
+def test_the_names_of_this_machine_are_ours(client):
+    for host in ("127.0.0.1:8501", "localhost", "LOCALHOST:80", "[::1]:8501"):
+        assert client.get("/", headers={"host": host}).status_code == 200
+    auth = AuthConfig(auth={"redirect_uri": "https://Review.example:8443/oauth2callback"})
+    config = ReviewConfig(address="0.0.0.0", auth=auth)
+    assert config.hosts == {"localhost", "127.0.0.1", "::1", "review.example"}
 
 
 def test_the_pages_are_not_held_up_by_a_slow_picture(client, monkeypatch):
