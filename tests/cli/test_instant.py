@@ -16,6 +16,7 @@ COMMANDS = [
     "validate",
     "bundle",
     "convert",
+    "export",
     "zoo",
     "doctor",
     "data",
