@@ -1,8 +1,8 @@
 """What of a bundle leaves as a graph: its network with plain tensors in and out, and inputs to trace it with.
 
-Preprocessing stays behind: a graph starts at what the network sees, after the bundle's transforms. Images have one size,
-which the graph keeps; bags of patches any number of instances; MR raw data leave torch's complex numbers at the door, as
-a last axis (real, imaginary). Nothing here writes files.
+Preprocessing stays behind: a graph starts at what the network sees, after the bundle's transforms. Images have one
+size, which the graph keeps; bags of patches any number of instances; complex MR data have a last axis (real,
+imaginary). Nothing here writes files.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,8 @@
 """Write the network of a bundle as ONNX, and run it beside the network before anybody else does.
 
 Operators of medseq leave as plain operations: WKV and the cross scan as products of matrices and log-step sums
-(`ops/*/exportable.py`), the selective scan as the loop `Scan`, the causal convolution as `Conv`.
+(`ops/*/exportable.py`), the selective scan as the loop `Scan`, the causal convolution as `Conv`. Complex arithmetic
+leaves as real (`export_real`).
 """
 
 import json
@@ -9,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from medseq.errors import BackendError, InputError
 from medseq.inference.bundle import Bundle
 from medseq.inference.export import Parity, card, parity
 from medseq.inference.export_network import LEAST_BAG, Exportable, exportable
+from medseq.inference.export_real import InRealNumbers, has_complex
 from medseq.ops.causal_conv1d import chunked as convolution
 from medseq.ops.selective_scan import exportable as scan
 
@@ -39,6 +42,8 @@ def write_onnx(bundle: Bundle, folder: Path, size: tuple[int, int], seed: int) -
     _require("onnxscript")
     network = exportable(bundle, size)
     program = traced(network, bundle.config.name)
+    if has_complex(program):
+        program = traced(replace(network, module=InRealNumbers(program, bundle.config.name)), bundle.config.name)
     with torch.no_grad(), _quiet():
         plain = program.run_decompositions(
             {
