@@ -19,6 +19,7 @@ from medseq.cli import (
     deidentify,
     demo,
     doctor,
+    export,
     fit,
     info,
     pacs,
@@ -94,6 +95,7 @@ app.command("info", rich_help_panel=LOOK)(info.info)
 app.command("bundle", rich_help_panel=MAKE)(bundle.bundle)
 # More pairs may follow the one of --config.
 app.command("convert", rich_help_panel=MAKE, context_settings={"allow_extra_args": True})(convert.convert)
+app.command("export", rich_help_panel=MAKE)(export.export)
 app.command("zoo", rich_help_panel=LOOK)(zoo.zoo)
 app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
 app.add_typer(wsi.app, name="wsi", rich_help_panel=USE)
