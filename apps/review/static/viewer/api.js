@@ -20,28 +20,32 @@ export class Api {
 
   /** A windowed picture. */
   slice(series, plane, index, { lo, hi }, frame) {
-    const window = series === 'difference' ? {} : { lo: rounded(lo), hi: rounded(hi) };
-    return this.#with(this.urls.slice, { series, plane, index, ...window, frame });
+    const window = series === 'difference' ? {} : { low: rounded(lo), high: rounded(hi) };
+    return this.#with(this.urls.slice, { role: series, plane, index, ...window, frame });
   }
 
   /** A coloured, see-through picture of the uncertainty. */
   overlay(plane, index, frame) {
-    return this.#with(this.urls.slice, { series: 'uncertainty', plane, index, frame, overlay: 1 });
+    return this.#with(this.urls.slice, { role: 'uncertainty', plane, index, frame });
   }
 
   /** The value of a pixel. */
   value({ series, plane, geometry }, mm, frame) {
-    const [x, y] = locate(geometry, mm).map(Math.round);
-    return this.#with(this.urls.value, { series, plane, index: pictureAt(geometry, mm), x, y, frame });
+    const [x, y] = locate(geometry, mm).map(fromCorner);
+    return this.#with(this.urls.value, { role: series, plane, index: pictureAt(geometry, mm), x, y, frame });
   }
 
   /** Mean and standard deviation of a box. */
   roi({ series, plane, geometry }, points, frame) {
-    const [a, b] = points.map((mm) => locate(geometry, mm).map(Math.round));
-    const index = pictureAt(geometry, points[0]);
-    const box = { x0: Math.min(a[0], b[0]), y0: Math.min(a[1], b[1]), x1: Math.max(a[0], b[0]), y1: Math.max(a[1], b[1]) };
-    return this.#with(this.urls.roi, { series, plane, index, ...box, frame });
+    const [a, b] = points.map((mm) => locate(geometry, mm).map(fromCorner));
+    const box = [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[0], b[0]), Math.max(a[1], b[1])];
+    return this.#with(this.urls.roi, { role: series, plane, index: pictureAt(geometry, points[0]), box: box.join(','), frame });
   }
+}
+
+/** The server counts pixels from the corner of the first one, the geometry from its centre. */
+function fromCorner(value) {
+  return Number((value + 0.5).toFixed(3));
 }
 
 /** Six digits are more than a screen shows, and make the same window the same address. */

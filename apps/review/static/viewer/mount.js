@@ -1,5 +1,6 @@
 /** Puts a viewer into the page's component and keeps it while the page runs again. */
 
+import { understood } from './info.js';
 import { ask, PictureError } from './pictures.js';
 import { Viewer } from './viewer.js';
 
@@ -18,7 +19,7 @@ export async function mount(component) {
   root.viewer = holder;
   root.textContent = 'Loading…';
   try {
-    const info = await (await ask(data.urls.info)).json();
+    const info = understood(await (await ask(data.urls.info)).json());
     if (root.viewer !== holder) return;
     holder.viewer = new Viewer(root, info, data, {
       view: (shown) => holder.component.setStateValue('view', shown),

@@ -24,7 +24,7 @@ export class View {
     this.state = {
       layout: this.can('pair') ? 'pair' : 'after',
       plane: info.native_plane ?? first,
-      window: { ...info.window, key: null },
+      window: { ...info.window, key: info.presets[0]?.key ?? null },
       zoom: 1,
       pan: {},
       at: { [LINKED]: middle(series.planes[info.native_plane ?? first]) },
@@ -50,11 +50,11 @@ export class View {
 
   /** Whether the data have what a layout shows. */
   can(layout) {
-    const { series, planes, linked } = this.info;
+    const { series, linked } = this.info;
     const both = Boolean(series.before && series.after);
     if (layout === 'pair') return both;
     if (layout === 'swipe') return both && linked;
-    if (layout === 'planes') return planes.length > 1;
+    if (layout === 'planes') return this.info.three.length > 1;
     return Boolean(series[layout]);
   }
 
@@ -74,7 +74,7 @@ export class View {
     const { layout, plane } = this.state;
     if (layout === 'pair') return [['before', plane], ['after', plane]];
     if (layout === 'difference') return [['after', plane], ['difference', plane]];
-    if (layout === 'planes') return this.info.planes.map((name) => [this.main(), name]);
+    if (layout === 'planes') return this.info.three.map((name) => [this.main(), name]);
     if (layout === 'swipe') return [['after', plane]];
     return [[layout, plane]];
   }

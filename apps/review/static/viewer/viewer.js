@@ -6,6 +6,7 @@
 import { Api } from './api.js';
 import { Bar, keyList } from './bar.js';
 import { apply, locate, moveTo, pictureAt } from './geometry.js';
+import { regionInWords, valueInWords } from './info.js';
 import { listenKeys } from './keys.js';
 import { Pane } from './pane.js';
 import { ask, PictureError, Pictures } from './pictures.js';
@@ -166,7 +167,7 @@ export class Viewer {
       try {
         const answer = await (await ask(this.api.value(each, mm, this.view.state.frame))).json();
         if (this.hovered !== mm) return;
-        each.showValue(answer.text);
+        each.showValue(valueInWords(answer, each.series));
       } catch (error) {
         if (!(error instanceof PictureError)) throw error;
         each.showValue('');
@@ -192,8 +193,8 @@ export class Viewer {
     if (mark.kind === 'roi') {
       try {
         const answer = await (await ask(this.api.roi(pane, mark.points, this.view.state.frame))).json();
-        mark.label = answer.text;
-        this.say(answer.text);
+        mark.label = regionInWords(answer);
+        this.say(mark.label);
       } catch (error) {
         if (!(error instanceof PictureError)) throw error;
         this.say(error.message);

@@ -1,0 +1,53 @@
+"""What every page looks like: the banner, the little style sheet, words for states, empty and broken pages."""
+
+from pathlib import Path
+
+import streamlit as st
+
+__all__ = ["DECISIONS", "STATES", "TASKS", "TONES", "banner", "empty", "page_style", "problem"]
+
+_STYLE = Path(__file__).resolve().parent / "static" / "page.css"
+
+TASKS = {"restore": "Restoration", "recon": "Reconstruction", "mil": "Slide"}
+STATES = {"queued": "waiting", "running": "in work", "done": "done", "failed": "failed", "skipped": "not an input"}
+DECISIONS = {
+    "unreviewed": "to review",
+    "accept": "accepted",
+    "reject": "rejected",
+    "second-look": "second look",
+    "disagreement": "disagreement",
+}
+# Colours repeat what the words say; nobody has to tell them apart.
+TONES = {
+    "unreviewed": "quiet",
+    "accept": "good",
+    "reject": "bad",
+    "second-look": "warn",
+    "disagreement": "warn",
+    "done": "quiet",
+    "failed": "bad",
+    "running": "warn",
+    "queued": "quiet",
+    "skipped": "quiet",
+}
+
+
+def page_style() -> None:
+    """Put in the style sheet."""
+    st.html(f"<style>{_STYLE.read_text(encoding='utf-8')}</style>")
+
+
+def banner() -> None:
+    """Say on every page what this is not for."""
+    st.html('<div class="banner" role="note">Research use only. Not for diagnosis.</div>')
+
+
+def empty(what: str, todo: str) -> None:
+    """A page with nothing on it says what to do."""
+    st.subheader(what)
+    st.write(todo)
+
+
+def problem(error: Exception) -> None:
+    """An error in words, as the library wrote it."""
+    st.error(str(error), icon=":material/error:")
