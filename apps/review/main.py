@@ -3,14 +3,17 @@
 import streamlit as st
 
 import context
-from look import banner, page_style
+from look import banner, empty, page_style
 
 st.set_page_config(page_title="medseq review", layout="wide", initial_sidebar_state="collapsed")
 page_style()
 banner()
 
-if not context.is_signed_in():
-    pages = [st.Page("pages/login.py", title="Sign in", url_path="login")]
+if context.session() is None:
+    pages = [st.Page("pages/login.py", title="Sign in")]
+elif context.known().runs is None and not context.known().config.roots:
+    empty("Nothing is under review", "Start the review with the output folder of a run: `medseq review OUT`.")
+    st.stop()
 else:
     pages = [
         st.Page("pages/worklist.py", title="Worklist", default=True),

@@ -8,7 +8,7 @@ import streamlit as st
 import context
 from look import DECISIONS
 from medseq.errors import MedseqError
-REASONS = {k: {"smooth": "too smooth", "noise": "noise left", "artefact": "new artefact", "wrong": "anatomy changed", "other": "other"} for k in ("restore","recon","mil")}
+from medseq.inference.review_words import REASONS, reason_words
 
 __all__ = ["panel"]
 
@@ -38,7 +38,7 @@ def _standing(mine: Any) -> None:
         st.markdown("**Not decided yet**")
         return
     colour = {"accept": "green", "reject": "red", "second-look": "orange"}[mine.decision]
-    why = f", {context.reason_words(mine.reason_code)}" if mine.reason_code else ""
+    why = f", {reason_words(mine.reason_code)}" if mine.reason_code else ""
     st.markdown(f":{colour}[**You {_SAID[mine.decision]} this case**]{why} ({mine.ts_utc[11:16]} UTC)")
 
 
@@ -97,7 +97,7 @@ def _record(item: Any, decision: str, reason: str | None, score: int | None, com
 
 
 def _undo(item: Any) -> None:
-    if context.runs().undo(item.token, context.reviewer(), context.role()) is None:
+    if context.undo(item) is None:
         st.info("There is nothing of yours to take back.")
         return
     # The fields show again what was stored before.

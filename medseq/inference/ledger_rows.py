@@ -45,6 +45,25 @@ class LedgerRows:
             if item is not None:
                 yield item
 
+    def placed(self, ids: Sequence[str] | None = None) -> Iterator[tuple[int, ItemRow]]:
+        """Items with their place in the order of discovery, in one query; all, or those of `ids`."""
+        query = f"SELECT {ITEM_COLUMNS}, rowid FROM item"
+        for lo in range(0, 1 if ids is None else len(ids), 500):
+            some = None if ids is None else ids[lo : lo + 500]
+            where = "" if some is None else f" WHERE id IN ({marks(some)})"
+            for row in self._connection.execute(f"{query}{where} ORDER BY rowid", some or ()):
+                yield row[-1], item_row(row)
+
+    def last_event(self) -> int:
+        """Number of the last change of state, 0 if there is none."""
+        return int(self._one("SELECT coalesce(max(rowid), 0) FROM event")[0])
+
+    def changed_since(self, event: int) -> list[str]:
+        """Items whose state changed after the event of this number."""
+        return [
+            row[0] for row in self._connection.execute("SELECT DISTINCT item_id FROM event WHERE rowid>?", (event,))
+        ]
+
     def has_queued(self) -> bool:
         """Whether any item waits to be computed."""
         return self._one("SELECT 1 FROM item WHERE state='queued' LIMIT 1") is not None

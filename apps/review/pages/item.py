@@ -24,11 +24,12 @@ def _views(item: Any) -> list[str]:
     return [*views, "free"]
 
 
-@st.fragment
+# Signed addresses expire; new ones come before.
+@st.fragment(run_every=300)
 def _volume(item: Any) -> None:
+    urls = {kind: context.address(kind, item) for kind in ("info", "slice", "value", "roi")}
     marks = context.runs().state(item.token).annotations
-    data = {"item": item.token, "urls": context.urls(item), "marks": [dict(mark) for mark in marks]}
-    # The focus may jump to the reasons when a rejection lacks one.
+    data = {"item": item.token, "urls": urls, "marks": [dict(mark) for mark in marks]}
     result = volume_viewer(data, key=f"volume-{item.token}")
     st.session_state.view = result.view
     if result.mark:
@@ -36,9 +37,10 @@ def _volume(item: Any) -> None:
         st.rerun(scope="fragment")
 
 
-@st.fragment
+@st.fragment(run_every=300)
 def _slide(item: Any) -> None:
-    result = slide_viewer({"item": item.token, "urls": context.urls(item)}, key=f"slide-{item.token}")
+    urls = {kind: context.address(kind, item) for kind in ("slide", "overlay")}
+    result = slide_viewer({"item": item.token, "urls": urls}, key=f"slide-{item.token}")
     st.session_state.view = result.view
 
 

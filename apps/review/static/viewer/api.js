@@ -20,7 +20,7 @@ export class Api {
 
   /** A windowed picture. */
   slice(series, plane, index, { lo, hi }, frame) {
-    const window = series === 'difference' ? {} : { low: rounded(lo), high: rounded(hi) };
+    const window = series === 'difference' ? {} : { lo: rounded(lo), hi: rounded(hi) };
     return this.#with(this.urls.slice, { role: series, plane, index, ...window, frame });
   }
 

@@ -1,0 +1,93 @@
+"""The one object behind pages and routes: runs, pictures, sessions, log. Made once a process, from the configuration.
+
+    from medseq.inference.review_service import service
+
+    rows, total = service().runs.page(reviewer=user)
+    address = service().address("slice", token, cookie, role="after", plane="axial", index=3, lo=-160, hi=240)
+
+No torch, no web framework.
+"""
+
+import hashlib
+import hmac
+from functools import cache
+from typing import Any
+
+from medseq.inference.review_access import Access, AccessLog, SlidingLimit
+from medseq.inference.review_cache import ByteCache
+from medseq.inference.review_config import ReviewConfig, read_config
+from medseq.inference.review_key import audit_key, derived
+from medseq.inference.review_open import open_series
+from medseq.inference.review_runs import Runs, Study
+from medseq.inference.review_volume import SeriesView
+
+__all__ = ["Service", "service"]
+
+# Open items: readers and headers; their pixels are in the cache.
+_OPEN_ITEMS = 32
+
+
+class Service:
+    """Everything a page or a route asks.
+
+    Attributes:
+        config: What the server was told.
+        runs: The runs under review; None if none were given.
+        access: Sessions and signatures.
+        log: Who opened what.
+        sign_ins: Limit on tries to sign in, by address.
+        notice: What whoever starts the server must know of the audit key.
+    """
+
+    def __init__(self, config: ReviewConfig) -> None:
+        key = audit_key(config.folders[0] if config.folders else None)
+        self.config, self.notice = config, key.notice
+        study = Study(config.study) if config.study else None
+        self.runs = Runs(config.folders, key.secret, inputs=config.inputs, study=study) if config.folders else None
+        idle = 60 * config.session_minutes
+        self.access = Access(derived(key.secret, "medseq review addresses"), idle_s=idle)
+        self.log, self.sign_ins = AccessLog(config.access_log), SlidingLimit()
+        self.pixels: ByteCache[Any] = ByteCache(config.memory_mb << 20, lambda array: int(array.nbytes))
+        self._views: ByteCache[Any] = ByteCache(_OPEN_ITEMS, lambda view: 1, lambda view: _close(view))
+        self._pseudonyms = derived(key.secret, "medseq review pseudonyms")
+
+    def require_runs(self) -> Runs:
+        """The runs.
+
+        Raises:
+            LookupError: None were given; a route answers 404.
+        """
+        if self.runs is None:
+            raise LookupError("no runs")
+        return self.runs
+
+    def pseudonym(self, patient_key: str) -> str:
+        """Stand-in for a patient: the same in every session with the same audit key."""
+        return "P-" + hmac.new(self._pseudonyms, patient_key.encode(), hashlib.sha256).hexdigest()[:8].upper()
+
+    def series(self, token: str) -> SeriesView:
+        """The volumes of an item; see `medseq.inference.review_open.open_series`."""
+        runs = self.require_runs()
+        key = (token, "series", runs.output_hash(token))
+        view: SeriesView = self._views.get(key, lambda: open_series(runs, token, self.pixels, self.pseudonym))
+        return view
+
+    def address(self, kind: str, token: str, cookie: str, **query: object) -> str:
+        """A signed address of a picture: ``kind`` is ``slice``, ``value``, ``roi``, ``overlay``, ``recon``."""
+        return self.access.address(f"/api/{kind}/{token}", cookie, token, **query)
+
+    def forget(self, token: str) -> None:
+        """Let go of an item's files and pixels."""
+        self._views.drop(lambda key: isinstance(key, tuple) and key[0] == token)
+        self.pixels.drop(lambda key: isinstance(key, tuple) and str(key[0]).startswith(f"{token}/"))
+
+
+@cache
+def service() -> Service:
+    """The service of this process; see `medseq.inference.review_config.read_config`."""
+    return Service(read_config())
+
+
+def _close(view: Any) -> None:
+    if hasattr(view, "close"):
+        view.close()
