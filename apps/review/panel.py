@@ -55,11 +55,12 @@ def _decide(item: Any, mine: Any) -> None:
         pressed = "second-look"
     undo = right.button("Undo", shortcut="z", width="stretch", key=f"undo-{key}")
     with st.container(key="reason"):
-        reason = st.pills(
-            "Reason",
+        reason = st.selectbox(
+            "Reason (W)",
             list(reasons),
             format_func=reasons.get,
-            default=mine.reason_code if mine and mine.reason_code in reasons else None,
+            index=list(reasons).index(mine.reason_code) if mine and mine.reason_code in reasons else None,
+            placeholder="Choose why",
             key=f"reason-{key}",
         )
     score = st.segmented_control(
@@ -72,7 +73,7 @@ def _decide(item: Any, mine: Any) -> None:
     if undo:
         _undo(item)
     elif pressed == "reject" and reason is None:
-        st.warning("Choose a reason, then press X again.")
+        st.warning("Choose a reason first (W), then press X again.")
     elif pressed:
         _record(item, pressed, reason, score, comment)
 

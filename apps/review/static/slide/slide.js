@@ -1,6 +1,6 @@
 /** The viewer of slides: deep zoom by OpenSeadragon, attention over it, the patches with the most of it beside it. */
 
-import { isTyping } from '../viewer/keys.js';
+import { focusField, isTyping } from '../viewer/keys.js';
 import { ask, PictureError } from '../viewer/pictures.js';
 import { Attention, strip } from './attention.js';
 import { ScaleBar } from './scale_bar.js';
@@ -147,7 +147,8 @@ class Slide {
     const pan = (x, y) => viewport.panBy(new globalThis.OpenSeadragon.Point(x * step, y * step));
     const actions = {
       u: () => this.data.urls.overlay && this.attention.toggle(),
-      m: () => document.querySelector('.st-key-comment textarea')?.focus(),
+      m: () => focusField('comment'),
+      w: () => focusField('reason'),
       0: () => viewport.goHome(),
       '+': () => viewport.zoomBy(1.6),
       '=': () => viewport.zoomBy(1.6),

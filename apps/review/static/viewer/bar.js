@@ -24,11 +24,13 @@ export const KEYS = [
   ['+ − 0', 'zoom, reset'],
   ['Shift + arrows', 'move'],
   ['Alt + arrows', 'crosshair'],
+  ['Click', 'crosshair'],
   ['Enter', 'corner of the tool at the crosshair'],
+  ['Esc', 'no marks, no crosshair'],
   ['S  D  U', 'swipe, difference, uncertainty'],
   ['A  X  L', 'accept, reject, look again'],
   ['N  P', 'next, previous item'],
-  ['M  Z', 'comment, undo'],
+  ['W  M  Z', 'reason, comment, undo'],
 ];
 
 function button(words, key, title, press) {

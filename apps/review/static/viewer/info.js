@@ -69,3 +69,11 @@ function shortNumber(value) {
   const size = Math.abs(value);
   return value.toFixed(size >= 100 ? 0 : size >= 1 ? 1 : 3).replace('-', '−');
 }
+
+/** What the reader must know before looking: what is missing, what is not linked, what is shown coarser than it is. */
+export function notes(info) {
+  const found = Object.entries(info.missing).map(([role, why]) => `${role === 'before' ? 'No picture before' : `No ${role}`}: ${why}`);
+  if (info.refused) found.push(`Not linked: ${info.refused}.`);
+  if (info.reduced > 1) found.push(`Planes across the slices are shown ${info.reduced} times coarser; values are exact.`);
+  return found;
+}

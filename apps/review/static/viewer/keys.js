@@ -9,6 +9,11 @@ const FIELDS = new Set(['INPUT', 'TEXTAREA', 'SELECT']);
 // Boxes of choices and menus need the arrows and letters themselves.
 const ROLES = new Set(['combobox', 'listbox', 'option', 'menu', 'menuitem', 'slider', 'textbox', 'radio', 'tab']);
 
+/** Put the cursor into a field of the page. */
+export function focusField(name) {
+  document.querySelector(`.st-key-${name} :is(textarea, input)`)?.focus();
+}
+
 /** Whether a key press is meant for a field. */
 export function isTyping(event) {
   const target = event.composedPath()[0];
@@ -20,7 +25,8 @@ const ACTIONS = {
   d: (viewer) => viewer.view.toggle('difference'),
   s: (viewer) => viewer.view.toggle('swipe'),
   u: (viewer) => viewer.toggleOverlay(),
-  m: (viewer) => viewer.focusComment(),
+  m: () => focusField('comment'),
+  w: () => focusField('reason'),
   h: (viewer) => viewer.toggleHelp(),
   '?': (viewer) => viewer.toggleHelp(),
   ArrowDown: (viewer) => viewer.scroll(viewer.active, 1),

@@ -16,7 +16,7 @@ export function drawMarks(pane) {
   const { view, marks } = pane.viewer;
   const parts = [];
   if (view.state.layout === 'swipe') parts.push(...divider(pane));
-  if (pane.viewer.crosshair) parts.push(...crosshair(pane));
+  if (view.state.crosshair || view.state.layout === 'planes') parts.push(...crosshair(pane));
   for (const mark of marks) if (belongs(mark, pane)) parts.push(...drawn(mark, pane));
   pane.marks.replaceChildren(...parts);
 }

@@ -22,7 +22,7 @@ export class Pane {
     this.canvas = this.element.appendChild(document.createElement('canvas'));
     this.marks = this.element.appendChild(document.createElementNS('http://www.w3.org/2000/svg', 'svg'));
     this.texts = {};
-    for (const name of [...CORNERS, 'left', 'right', 'top', 'bottom', 'problem']) {
+    for (const name of [...CORNERS, 'left', 'right', 'top', 'bottom', 'legend', 'problem']) {
       this.texts[name] = this.element.appendChild(document.createElement('div'));
       this.texts[name].className = ['left', 'right', 'top', 'bottom'].includes(name) ? `letter ${name}` : `text ${name}`;
     }
@@ -161,8 +161,23 @@ export class Pane {
         : `L ${number(view.level(), digits)} W ${number(view.width(), digits)}${units}`;
     const preset = this.series !== 'difference' && info.presets.find((entry) => entry.key === state.window.key);
     this.#text('bottom-right', preset ? preset.name : '', window, `Zoom ${number(state.zoom * 100)} %`);
+    this.#legend(units, digits);
     for (const side of ['left', 'right', 'top', 'bottom']) this.texts[side].textContent = geometry.letters[side];
     this.element.setAttribute('aria-label', `${name}, ${geometry.name}, slice ${index + 1} of ${geometry.count}`);
+  }
+
+  /** The colours of a difference or of uncertainty, with their limits. */
+  #legend(units, digits) {
+    const { info, state } = this.viewer.view;
+    const spread = state.overlay && this.series === 'after' && info.uncertainty;
+    const difference = this.series === 'difference';
+    this.texts.legend.hidden = !spread && !difference;
+    if (this.texts.legend.hidden) return;
+    const half = number(info.difference_half, digits);
+    const words = difference ? [`−${half}`, `+${half}${units}`] : ['sd 0', `${number(info.uncertainty.high, 3)}${units}`];
+    const ramp = document.createElement('i');
+    ramp.className = difference ? 'ramp diverging' : 'ramp spread';
+    this.texts.legend.replaceChildren(words[0], ramp, words[1]);
   }
 
   #text(corner, ...lines) {

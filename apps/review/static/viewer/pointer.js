@@ -75,7 +75,10 @@ function start(pane, event) {
     pane.element.removeEventListener('pointercancel', stop);
     if (next.type === 'pointercancel') return;
     if (drag.end) drag.end(positionOf(pane, next), moved);
-    else if (!moved && event.button === 0) pane.viewer.view.look(pane.series, millimetres(pane, from));
+    else if (!moved && event.button === 0) {
+      pane.viewer.view.set({ crosshair: true });
+      pane.viewer.view.look(pane.series, millimetres(pane, from));
+    }
   };
   pane.element.addEventListener('pointermove', move);
   pane.element.addEventListener('pointerup', stop);

@@ -31,6 +31,7 @@ export class View {
       frame: 0,
       overlay: false,
       swipe: 0.5,
+      crosshair: false,
       tool: 'window',
     };
     this.initial = structuredClone(this.state);

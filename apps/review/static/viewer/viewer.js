@@ -6,7 +6,7 @@
 import { Api } from './api.js';
 import { Bar, keyList } from './bar.js';
 import { apply, locate, moveTo, pictureAt } from './geometry.js';
-import { regionInWords, valueInWords } from './info.js';
+import { notes, regionInWords, valueInWords } from './info.js';
 import { listenKeys } from './keys.js';
 import { Pane } from './pane.js';
 import { ask, PictureError, Pictures } from './pictures.js';
@@ -29,16 +29,18 @@ export class Viewer {
     this.view = new View(info, data.item);
     this.pictures = new Pictures();
     this.marks = [];
-    this.crosshair = true;
     this.panes = [];
     this.bar = new Bar(this);
     this.grid = document.createElement('div');
     this.status = document.createElement('div');
     this.help = keyList();
+    this.notes = document.createElement('div');
+    this.notes.className = 'notes';
+    this.notes.append(...notes(info).map((words) => Object.assign(document.createElement('div'), { textContent: words })));
     this.grid.className = 'panes';
     this.status.className = 'status';
     this.status.setAttribute('aria-live', 'polite');
-    root.replaceChildren(this.bar.element, this.grid, this.help, this.status);
+    root.replaceChildren(this.bar.element, this.notes, this.grid, this.help, this.status);
     this.direction = 0;
     this.view.listeners.add((state) => this.#changed(state));
     this.stopKeys = listenKeys(this);
@@ -122,6 +124,7 @@ export class Viewer {
   nudge([dx, dy]) {
     const { geometry, series } = this.active;
     const [x, y] = locate(geometry, this.view.at(series));
+    this.view.set({ crosshair: true });
     this.view.look(series, apply(geometry.to_mm, [Math.round(x) + dx, Math.round(y) + dy, pictureAt(geometry, this.view.at(series))]));
     this.hover(this.active, this.view.at(series));
     return true;
@@ -136,17 +139,12 @@ export class Viewer {
     this.help.hidden = !this.help.hidden;
   }
 
-  /** Put the cursor into the comment of the page. */
-  focusComment() {
-    document.querySelector('.st-key-comment textarea')?.focus();
-  }
-
   cancel() {
     this.help.hidden = true;
     this.first = null;
     this.marks = this.marks.filter((mark) => mark.stored);
     this.say('');
-    this.view.set({ tool: 'window' });
+    this.view.set({ tool: 'window', crosshair: false });
   }
 
   say(words) {
