@@ -5,18 +5,28 @@
     GET /api/value/{token}?plane&index&x&y&frame                JSON (`SeriesView.value`)
     GET /api/distance/{token}?plane&index&line=x0,y0,x1,y1         JSON {"mm": …}
     GET /api/roi/{token}?role&plane&index&box=x0,y0,x1,y1&shape    JSON (`SeriesView.roi`)
+    GET /api/slide/{token}.dzi                       Deep Zoom descriptor, XML
+    GET /api/slide/{token}_files/{level}/{col}_{row}.jpeg          tile
+    GET /api/slide-info/{token}?top                  JSON (`SlideView.info`)
+    GET /api/overlay/{token}?method&threshold&opacity              RGBA PNG over the slide (`SlideView.overlay`)
+    GET /api/patches/{token}?method&count            JSON, the patches with the highest values
+    GET /api/patch/{token}?index&side                JPEG of one patch
+    GET /api/thumbnail/{token}?side                  JPEG of the whole slide
+    GET /api/quality/{token}                         PNG: tissue, ink, folds; /api/quality-info/{token}: the numbers
+    GET /api/stored/{token}?name=overlay|sheet       PNG that the run wrote, also without the slide
+    GET /api/recon-info/{token}?index                JSON (`ReconView.info`)
+    GET /api/recon/{token}/{picture}?index&of        PNG (`ReconView.picture`)
+    GET /api/nifti/{token}?role&frame                NIfTI for 3-D viewers (`SeriesView.nifti`)
     GET /vendor/…, /assets/…                         static/vendor/ and static/ beside this file
 
 All of ``/api`` needs ``t`` from `Service.address` and the session's cookie. 403: not allowed; 404: no such item, with
 ``{"error": …}`` in words where the reader may know them; 422: a number that makes no sense.
 """
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import anyio.to_thread
+from checked import PICTURE, answer_json, four, needed, number, route, whole
+from slide_routes import recon_routes, slide_routes
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -25,28 +35,25 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from medseq.errors import MedseqError, RetryableError
-from medseq.inference.review_access import COOKIE, Access, Refused, security_headers
+from medseq.inference.review_access import COOKIE, Access, security_headers
 from medseq.inference.review_service import Service, service
 
 __all__ = ["middleware", "routes"]
 
 _STATIC = Path(__file__).resolve().parent / "static"
-# Pixels stay in the reader's browser for a moment, so that scrolling back is quick; never in a shared cache.
-_PICTURE = {"Cache-Control": "private, max-age=300"}
-_FACTS = {"Cache-Control": "no-store"}
-
-Answer = Callable[[Service, str, Request], Response]
 
 
 def routes() -> list[Route | Mount]:
     """Everything besides the pages."""
     found: list[Route | Mount] = [
-        _route("/api/info/{token}", _info),
-        _route("/api/slice/{token}", _slice),
-        _route("/api/value/{token}", _value),
-        _route("/api/distance/{token}", _distance),
-        _route("/api/roi/{token}", _roi),
+        route("/api/info/{token}", _info),
+        route("/api/slice/{token}", _slice),
+        route("/api/value/{token}", _value),
+        route("/api/distance/{token}", _distance),
+        route("/api/roi/{token}", _roi),
+        route("/api/nifti/{token}", _nifti),
+        *slide_routes(),
+        *recon_routes(),
     ]
     for address, folder in (("/vendor", _STATIC / "vendor"), ("/assets", _STATIC)):
         if folder.is_dir():
@@ -63,7 +70,7 @@ def middleware() -> list[Middleware]:
 
 
 def _info(known: Service, token: str, request: Request) -> Response:
-    return _json(known.series(token).info())
+    return answer_json(known.series(token).info())
 
 
 def _slice(known: Service, token: str, request: Request) -> Response:
@@ -71,103 +78,37 @@ def _slice(known: Service, token: str, request: Request) -> Response:
     picture = known.series(token).slice(
         query.get("role", "after"),
         query.get("plane", "stack"),
-        _whole(request, "index"),
-        _number(request, "lo"),
-        _number(request, "hi"),
-        _whole(request, "frame"),
+        whole(request, "index"),
+        number(request, "lo"),
+        number(request, "hi"),
+        whole(request, "frame"),
     )
-    return Response(picture, media_type="image/png", headers=_PICTURE)
+    return Response(picture, media_type="image/png", headers=PICTURE)
 
 
 def _value(known: Service, token: str, request: Request) -> Response:
-    plane, index = request.query_params.get("plane", "stack"), _whole(request, "index")
-    x, y = _needed(request, "x"), _needed(request, "y")
-    return _json(known.series(token).value(plane, index, x, y, _whole(request, "frame")))
+    plane, index = request.query_params.get("plane", "stack"), whole(request, "index")
+    x, y = needed(request, "x"), needed(request, "y")
+    return answer_json(known.series(token).value(plane, index, x, y, whole(request, "frame")))
 
 
 def _distance(known: Service, token: str, request: Request) -> Response:
-    plane, index = request.query_params.get("plane", "stack"), _whole(request, "index")
-    x0, y0, x1, y1 = _four(request, "line")
-    return _json({"mm": known.series(token).distance_mm(plane, index, (x0, y0), (x1, y1))})
+    plane, index = request.query_params.get("plane", "stack"), whole(request, "index")
+    x0, y0, x1, y1 = four(request, "line")
+    return answer_json({"mm": known.series(token).distance_mm(plane, index, (x0, y0), (x1, y1))})
 
 
 def _roi(known: Service, token: str, request: Request) -> Response:
     query = request.query_params
-    plane, index = query.get("plane", "stack"), _whole(request, "index")
-    box = _four(request, "box")
+    plane, index = query.get("plane", "stack"), whole(request, "index")
+    box = four(request, "box")
     view, role, shape = known.series(token), query.get("role", "after"), query.get("shape", "box")
-    return _json(view.roi(role, plane, index, box, shape, _whole(request, "frame")))
+    return answer_json(view.roi(role, plane, index, box, shape, whole(request, "frame")))
 
 
-# --- what all answers share
-
-
-def _route(path: str, answer: Answer) -> Route:
-    async def endpoint(request: Request) -> Response:
-        token = str(request.path_params["token"])
-        try:
-            session = service().access.check(request.query_params.get("t"), request.cookies.get(COOKIE), token)
-            # Files are read and pictures made in a thread: the pages go on meanwhile.
-            response = await anyio.to_thread.run_sync(answer, service(), token, request)
-        except Refused as refusal:
-            return JSONResponse({"error": str(refusal)}, refusal.status, headers=_FACTS)
-        except _BadQuery as error:
-            return JSONResponse({"error": str(error)}, 422, headers=_FACTS)
-        except LookupError:
-            return JSONResponse({"error": "not found"}, 404, headers=_FACTS)
-        except RetryableError as error:
-            return JSONResponse({"error": str(error)}, 503, headers={**_FACTS, "Retry-After": "2"})
-        except MedseqError as error:
-            return JSONResponse({"error": str(error)}, 404, headers=_FACTS)
-        service().log.write(session.user, "picture", token, once_s=300.0)
-        return response
-
-    return Route(path, endpoint, methods=["GET"])
-
-
-class _BadQuery(Exception):
-    """A number in an address that makes no sense."""
-
-
-def _number(request: Request, name: str) -> float | None:
-    text = request.query_params.get(name)
-    if text is None:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        raise _BadQuery(f"{name} is no number") from None
-    if not abs(value) < 1e9:
-        raise _BadQuery(f"{name} is out of range")
-    return value
-
-
-def _needed(request: Request, name: str) -> float:
-    value = _number(request, name)
-    if value is None:
-        raise _BadQuery(f"{name} is missing")
-    return value
-
-
-def _four(request: Request, name: str) -> tuple[float, float, float, float]:
-    try:
-        a, b, c, d = (float(text) for text in request.query_params.get(name, "").split(","))
-    except ValueError:
-        raise _BadQuery(f"{name} wants four numbers") from None
-    if not all(abs(value) < 1e9 for value in (a, b, c, d)):
-        raise _BadQuery(f"{name} is out of range")
-    return a, b, c, d
-
-
-def _whole(request: Request, name: str) -> int:
-    value = _number(request, name) or 0.0
-    if value != int(value) or value < 0:
-        raise _BadQuery(f"{name} is no whole number")
-    return int(value)
-
-
-def _json(content: Any) -> Response:
-    return Response(json.dumps(content, allow_nan=False), media_type="application/json", headers=_FACTS)
+def _nifti(known: Service, token: str, request: Request) -> Response:
+    content = known.series(token).nifti(request.query_params.get("role", "after"), whole(request, "frame"))
+    return Response(content, media_type="application/octet-stream", headers=PICTURE)
 
 
 class Guard:

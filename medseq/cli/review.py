@@ -34,6 +34,9 @@ def review(
     input: Annotated[
         list[Path] | None, typer.Option("--input", help="Where inputs lie now, if they moved since the run.")
     ] = None,
+    reference: Annotated[
+        list[Path] | None, typer.Option("--reference", help="Folders with fully sampled images of reconstructed scans.")
+    ] = None,
     user: Annotated[str | None, typer.Option("--user", help="Your name in the record, without sign-in.")] = None,
     study: Annotated[
         str | None, typer.Option("--study", help="Blinded reader study of this name: random order, no methods.")
@@ -68,6 +71,7 @@ def review(
     config = ReviewConfig(
         folders=folders,
         inputs=tuple(path.resolve() for path in input or ()),
+        references=tuple(path.resolve() for path in reference or ()),
         address=address,
         port=port,
         user=user or _account(),

@@ -58,6 +58,7 @@ class ReviewConfig(BaseModel):
 
     folders: tuple[Path, ...] = ()
     inputs: tuple[Path, ...] = ()
+    references: tuple[Path, ...] = ()
     address: str = "127.0.0.1"
     port: int = Field(default=8501, ge=1, le=65535)
     user: str = "reviewer"

@@ -100,6 +100,19 @@ class Layer:
         chosen = sorted({int((k + 0.5) * count / planes) for k in range(planes)})
         return np.stack([self._own_plane(k, frame) for k in chosen])
 
+    def volume(self, frame: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """All voxels ``[slice, row, col]``, as means over blocks if `reduced`, and their affine.
+
+        Raises:
+            InputError: Uneven slices.
+        """
+        if self.header.affine is None:
+            raise InputError("the slices are unevenly spaced", remedy="look at the stack, or run with --resample")
+        self._require(self.layout("stack"), 0, frame)
+        grid = np.diag([float(self.reduced), float(self.reduced), 1.0, 1.0])
+        grid[:2, 3] = (self.reduced - 1) / 2
+        return self._volume(frame), self.header.affine @ grid
+
     def _require(self, layout: PlaneLayout, index: int, frame: int) -> None:
         if not 0 <= index < layout.shape[0]:
             raise InputError("no such slice", found=index, wanted=f"0 to {layout.shape[0] - 1}")

@@ -8,12 +8,14 @@ from medseq.inference.discover import open_input
 from medseq.inference.review_cache import ByteCache
 from medseq.inference.review_index import WorkItem
 from medseq.inference.review_layer import Layer
+from medseq.inference.review_recon import ReconView, find_reference
 from medseq.inference.review_runs import OutputFile, Runs
 from medseq.inference.review_source import input_path
 from medseq.inference.review_volume import SeriesView
+from medseq.inference.review_zero_filled import ZeroFilledReader
 from medseq.io.volume import Modality, Units, VolumeReader
 
-__all__ = ["open_series"]
+__all__ = ["open_recon", "open_series"]
 
 _OUTPUT_ROLES = {"result": "after", "difference": "difference", "uncertainty": "uncertainty"}
 
@@ -48,6 +50,25 @@ def open_series(runs: Runs, token: str, cache: "ByteCache[Any]", pseudonym: Call
     return SeriesView(layers, missing, _header(layers, item, pseudonym))
 
 
+def open_recon(runs: Runs, token: str, series: SeriesView) -> ReconView:
+    """The raw data of an item beside what was made of it.
+
+    Raises:
+        InputError: The item is no raw data, or they are gone or changed.
+    """
+    item = runs.item(token)
+    if item.kind != "kspace":
+        raise InputError("this item is no raw data", found=item.kind)
+    root, files = runs.input_files(token)
+    relpaths = [row.relpath for row in files]
+    for relpath in relpaths:
+        input_path(root, relpath)
+    raw = ZeroFilledReader(root, item.item_id, relpaths, runs.params(token))
+    # `medseq demo` and studies with a truth keep it beside the input.
+    folders = [*runs.references, root, root.parent.parent / "truth" / root.name, root.parent / "truth"]
+    return ReconView(raw, series, find_reference(folders, relpaths[0], raw.header.shape))
+
+
 def _opener(files: list[OutputFile], modality: Modality, units: Units) -> Callable[[], VolumeReader]:
     def opened() -> VolumeReader:
         volumes = [file for file in files if file.path.name.lower().endswith((".dcm", ".nii", ".nii.gz"))]
@@ -76,8 +97,6 @@ def _before(runs: Runs, token: str, item: WorkItem, modality: Modality, units: U
     for relpath in relpaths:
         input_path(root, relpath)
     if item.kind == "kspace":
-        from medseq.inference.review_zero_filled import ZeroFilledReader
-
         return ZeroFilledReader(root, item.item_id, relpaths, runs.params(token))
     if item.kind not in ("dicom", "nifti"):
         raise InputError("this input is no volume", found=item.kind)

@@ -7,109 +7,25 @@ is now. A ledger that is locked or damaged becomes a message beside its run; not
 
 import hashlib
 import hmac
-import json
 import threading
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medseq.errors import InputError, MedseqError, OutputError
+from medseq.errors import InputError, MedseqError
 from medseq.inference.check import LEDGER, output_problem
 from medseq.inference.ledger import Ledger
-from medseq.inference.ledger_schema import FileRow, OutputRow, RunRow
+from medseq.inference.ledger_schema import FileRow, OutputRow
 from medseq.inference.review import STORE, Event, ReviewStore
 from medseq.inference.review_index import Filter, WorkIndex, WorkItem
 from medseq.inference.review_key import derived
+from medseq.inference.review_run import OutputFile, RunFolder, RunInfo, Study, find_runs, outputs_digest
 from medseq.inference.review_schema import ReviewState
 from medseq.inference.review_source import candidate_roots, find_root
 
 __all__ = ["OutputFile", "RunInfo", "Runs", "Study", "WorkItem", "find_runs"]
-
-
-@dataclass(frozen=True)
-class Study:
-    """A blinded reader study: every reader sees the cases in an order of their own, without names of methods.
-
-    Attributes:
-        name: Seed of the orders, and what exports call the study.
-        blinded: Hide method, key number and other readers' decisions.
-    """
-
-    name: str
-    blinded: bool = True
-
-
-@dataclass(frozen=True)
-class RunInfo:
-    """One run under review.
-
-    Attributes:
-        number: Its number, from 0.
-        method: Name and version of the model; empty if the run does not say yet.
-        live: Items are waiting or in work.
-        message: What is wrong with its ledger or its review store, in words; empty if nothing.
-        writable: Whether decisions can be recorded.
-        bundle: What the report says of the model: intended use, calibration …
-    """
-
-    number: int
-    name: str
-    method: str
-    task: str
-    modality: str | None
-    created_utc: str
-    counts: dict[str, int]
-    live: bool
-    message: str
-    writable: bool
-    bundle_hash: str = ""
-    bundle: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class OutputFile:
-    """One output of an item: its role and path, and ``missing``, ``changed``, ``unreadable`` or None."""
-
-    role: str
-    path: Path = field(repr=False)
-    sha256: str
-    problem: str | None
-
-
-class _Run:
-    """One folder: its ledger as last seen, its store, its message."""
-
-    def __init__(self, number: int, folder: Path) -> None:
-        self.number, self.folder = number, folder
-        self.seen: tuple[Any, ...] | None = None
-        self.event_row = 0
-        self.review_seq = 0
-        self.row: RunRow | None = None
-        self.store: ReviewStore | None = None
-        self.message = ""
-        self.store_message = ""
-        self.bundle: dict[str, Any] = {}
-        self.report_seen: int | None = None
-
-
-def find_runs(folders: Sequence[Path]) -> list[Path]:
-    """The run folders among `folders` and directly below them, in their order.
-
-    Raises:
-        OutputError: A folder that holds no run.
-    """
-    found: list[Path] = []
-    for folder in folders:
-        if (folder / LEDGER).is_file():
-            found.append(folder.resolve())
-            continue
-        below = sorted(path.parent.resolve() for path in folder.glob(f"*/{LEDGER}")) if folder.is_dir() else []
-        if not below:
-            raise OutputError("no run was recorded here", remedy="give the output folder of medseq predict")
-        found += below
-    return list(dict.fromkeys(found))
 
 
 class Runs:
@@ -119,6 +35,7 @@ class Runs:
         folders: Output folders of runs, or folders that hold them.
         key: The audit key; see `medseq.inference.review_key`.
         inputs: Folders where the inputs may lie, besides the ones the runs noted.
+        references: Folders with fully sampled images of reconstructed scans; see `review_recon.find_reference`.
         study: Show the cases as a reader study.
 
     Raises:
@@ -126,11 +43,17 @@ class Runs:
     """
 
     def __init__(
-        self, folders: Sequence[Path], key: bytes, *, inputs: Sequence[Path] = (), study: Study | None = None
+        self,
+        folders: Sequence[Path],
+        key: bytes,
+        *,
+        inputs: Sequence[Path] = (),
+        references: Sequence[Path] = (),
+        study: Study | None = None,
     ) -> None:
-        self._key, self._inputs, self.study = key, list(inputs), study
+        self._key, self._inputs, self.study, self.references = key, list(inputs), study, list(references)
         self._token_key = derived(key, "medseq review tokens")
-        self._runs = [_Run(number, folder) for number, folder in enumerate(find_runs(folders))]
+        self._runs = [RunFolder(number, folder) for number, folder in enumerate(find_runs(folders))]
         self._index, self._lock = WorkIndex(), threading.RLock()
         self.refresh()
 
@@ -325,22 +248,22 @@ class Runs:
             return ledger.outputs(item.item_id)
 
     @staticmethod
-    def _ledger(run: _Run) -> Ledger:
+    def _ledger(run: RunFolder) -> Ledger:
         return Ledger(run.folder / LEDGER, read_only=True)
 
-    def _store(self, run: _Run) -> ReviewStore:
+    def _store(self, run: RunFolder) -> ReviewStore:
         if run.store is None:
             run.store = ReviewStore(run.folder / STORE, self._key)
         return run.store
 
-    def _refresh_ledger(self, run: _Run) -> None:
-        seen = _stamp(run.folder / LEDGER)
+    def _refresh_ledger(self, run: RunFolder) -> None:
+        seen = run.stamp()
         if seen == run.seen:
             return
         try:
             with self._ledger(run) as ledger:
                 run.row = ledger.run()
-                self._read_bundle(run)
+                run.read_bundle()
                 last = ledger.last_event()
                 changed = None if run.event_row == 0 else ledger.changed_since(run.event_row)
                 items = [(self.token(run.number, item.id), place, item) for place, item in ledger.placed(changed)]
@@ -352,7 +275,7 @@ class Runs:
         self._index.put_items(run.number, items, method=info.method, modality=info.modality, hint=info.task)
         run.seen, run.event_row, run.message = seen, last, ""
 
-    def _refresh_review(self, run: _Run) -> None:
+    def _refresh_review(self, run: RunFolder) -> None:
         if run.store is None and (run.store_message or not (run.folder / STORE).exists()):
             return
         try:
@@ -373,17 +296,7 @@ class Runs:
         self._index.put_states(states)
         run.review_seq, run.store_message = last, ""
 
-    def _read_bundle(self, run: _Run) -> None:
-        """What the report says of the model; a run that goes on has none yet."""
-        path = run.folder / "report.json"
-        try:
-            changed = path.stat().st_mtime_ns
-            if changed != run.report_seen:
-                run.bundle, run.report_seen = dict(json.loads(path.read_text("utf-8"))["run"]["bundle"]), changed
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-
-    def _info(self, run: _Run) -> RunInfo:
+    def _info(self, run: RunFolder) -> RunInfo:
         counts: dict[str, int] = self._index.counts_of(run.number)
         modalities = run.bundle.get("modality") or []
         row = run.row
@@ -402,21 +315,3 @@ class Runs:
             row.bundle_hash if row else "",
             run.bundle,
         )
-
-
-def outputs_digest(rows: Sequence[OutputRow]) -> str:
-    """One hash over outputs: of their roles and hashes, in the order of their paths."""
-    text = "\n".join(f"{row.role} {row.sha256}" for row in sorted(rows, key=lambda row: row.relpath))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _stamp(path: Path) -> tuple[Any, ...]:
-    """Changes whenever the file or its log does."""
-    stamps = []
-    for name in (path, path.with_name(f"{path.name}-wal"), path.with_name("report.json")):
-        try:
-            status = name.stat()
-            stamps.append((status.st_mtime_ns, status.st_size))
-        except OSError:
-            stamps.append((0, 0))
-    return tuple(stamps)

@@ -17,8 +17,10 @@ from medseq.inference.review_access import Access, AccessLog, SlidingLimit
 from medseq.inference.review_cache import ByteCache
 from medseq.inference.review_config import ReviewConfig, read_config
 from medseq.inference.review_key import audit_key, derived
-from medseq.inference.review_open import open_series
+from medseq.inference.review_open import open_recon, open_series
+from medseq.inference.review_recon import ReconView
 from medseq.inference.review_runs import Runs, Study
+from medseq.inference.review_slide import SlideView, open_slide_view
 from medseq.inference.review_volume import SeriesView
 
 __all__ = ["Service", "service"]
@@ -43,11 +45,12 @@ class Service:
         key = audit_key(config.folders[0] if config.folders else None)
         self.config, self.notice = config, key.notice
         study = Study(config.study) if config.study else None
-        self.runs = Runs(config.folders, key.secret, inputs=config.inputs, study=study) if config.folders else None
+        places = {"inputs": config.inputs, "references": config.references}
+        self.runs = Runs(config.folders, key.secret, **places, study=study) if config.folders else None
         idle = 60 * config.session_minutes
         self.access = Access(derived(key.secret, "medseq review addresses"), idle_s=idle)
         self.log, self.sign_ins = AccessLog(config.access_log), SlidingLimit()
-        self.pixels: ByteCache[Any] = ByteCache(config.memory_mb << 20, lambda array: int(array.nbytes))
+        self.pixels: ByteCache[Any] = ByteCache(config.memory_mb << 20, _size)
         self._views: ByteCache[Any] = ByteCache(_OPEN_ITEMS, lambda view: 1, lambda view: _close(view))
         self._pseudonyms = derived(key.secret, "medseq review pseudonyms")
 
@@ -72,6 +75,20 @@ class Service:
         view: SeriesView = self._views.get(key, lambda: open_series(runs, token, self.pixels, self.pseudonym))
         return view
 
+    def slide(self, token: str) -> SlideView:
+        """The slide of an item; see `medseq.inference.review_slide`."""
+        runs = self.require_runs()
+        key = (token, "slide", runs.output_hash(token))
+        view: SlideView = self._views.get(key, lambda: open_slide_view(runs, token, self.pixels))
+        return view
+
+    def recon(self, token: str) -> ReconView:
+        """The raw data of an item; see `medseq.inference.review_recon`."""
+        runs = self.require_runs()
+        key = (token, "recon", runs.output_hash(token))
+        view: ReconView = self._views.get(key, lambda: open_recon(runs, token, self.series(token)))
+        return view
+
     def address(self, kind: str, token: str, cookie: str, **query: object) -> str:
         """A signed address of a picture: ``kind`` is ``slice``, ``value``, ``roi``, ``overlay``, ``recon``."""
         return self.access.address(f"/api/{kind}/{token}", cookie, token, **query)
@@ -86,6 +103,10 @@ class Service:
 def service() -> Service:
     """The service of this process; see `medseq.inference.review_config.read_config`."""
     return Service(read_config())
+
+
+def _size(value: Any) -> int:
+    return len(value) if isinstance(value, bytes) else int(value.nbytes)
 
 
 def _close(view: Any) -> None:

@@ -108,6 +108,20 @@ class SeriesView:
             return png_bytes(spread(values, black, white))
         return png_bytes(grey(values, black, white))
 
+    def nifti(self, role: str, frame: int = 0) -> bytes:
+        """A volume as NIfTI-1 for 3-D viewers: voxels and affine, no other word of the source.
+
+        Raises:
+            InputError: No such volume, or uneven slices, which no affine describes.
+        """
+        from medseq.io.nifti_bytes import nifti_bytes
+
+        layer = self.layers.get(role)
+        if layer is None:
+            raise InputError("there is no such volume of this item", found=role[:20], wanted=", ".join(self.layers))
+        volume, affine = layer.volume(frame)
+        return nifti_bytes(volume, affine)
+
     # --- measurements
 
     def value(self, plane: str, index: int, x: float, y: float, frame: int = 0) -> dict[str, Any]:
