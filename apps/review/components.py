@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-__all__ = ["free_planes", "slide_viewer", "swipe", "volume_viewer", "worklist_table"]
+__all__ = ["free_planes", "reconstruction", "slide_viewer", "volume_viewer", "worklist_table"]
 
 _STATIC = Path(__file__).resolve().parent / "static"
 # The module is asked for by its age: after an update no browser keeps the old one.
@@ -41,6 +41,18 @@ _slide = st.components.v2.component(
     css=_text("viewer/viewer.css", "slide/slide.css"),
     js=_loader("slide/slide.js"),
 )
+_recon = st.components.v2.component(
+    "medseq_recon",
+    html='<div class="viewer recon"></div>',
+    css=_text("viewer/viewer.css", "recon/recon.css", "vendor/img-comparison-slider/styles.css"),
+    js=_loader("recon/recon.js"),
+)
+_free = st.components.v2.component(
+    "medseq_free",
+    html='<div class="viewer free"></div>',
+    css=_text("viewer/viewer.css", "free/free.css"),
+    js=_loader("free/free.js"),
+)
 _table = st.components.v2.component(
     "medseq_worklist", html='<div class="worklist"></div>', css=_text("worklist/table.css"), js=_loader("worklist/table.js")
 )
@@ -54,6 +66,16 @@ def volume_viewer(data: dict[str, Any], key: str) -> Any:
 def slide_viewer(data: dict[str, Any], key: str) -> Any:
     """A slide with its attention; the result has `view`."""
     return _slide(data=data, key=key, default={"view": None}, on_view_change=_nothing)
+
+
+def reconstruction(data: dict[str, Any], key: str) -> None:
+    """Sampling, coils, zero-filled image, result and reference."""
+    _recon(data=data, key=key)
+
+
+def free_planes(data: dict[str, Any], key: str) -> None:
+    """Planes in any place and a 3-D view, computed by the browser."""
+    _free(data=data, key=key)
 
 
 def worklist_table(data: dict[str, Any], key: str) -> Any:

@@ -128,7 +128,25 @@ def _others(item: Any, state: Any) -> None:
         st.text(f"{label}: {DECISIONS[verdict.decision]}" + (f" - {verdict.comment}" if verdict.comment else ""))
 
 
+def _scores(item: Any) -> None:
+    """Probabilities of the classes, and how far they may be trusted."""
+    view = context.known().slide(item.token)
+    classes, probabilities = view.scores.get("classes"), view.scores.get("probabilities")
+    if classes and probabilities:
+        pairs = sorted(zip(probabilities, classes, strict=True), reverse=True)
+        rows = "".join(f"<dt>{probability:.2f}</dt><dd>{escape(str(name))}</dd>" for probability, name in pairs)
+        st.html(f'<dl class="facts" aria-label="Class probabilities">{rows}</dl>')
+    temperature = view.scores.get("temperature")
+    st.caption(
+        "The probabilities are not calibrated: 0.60 need not mean 60 of 100."
+        if temperature is None
+        else f"Probabilities calibrated on other slides (temperature {temperature:.2f})."
+    )
+
+
 def _run_notes(item: Any) -> None:
+    if item.task == "mil" and item.state == "done":
+        _scores(item)
     for flag in item.flags:
         show = {"fail": st.error, "warn": st.warning}.get(flag["level"], st.info)
         show(flag["message"])

@@ -1,23 +1,29 @@
 """One case: its pictures on the left, what the reader decides on the right."""
 
+from html import escape
 from typing import Any
 
 import streamlit as st
 
 import context
 from case_header import header
-from components import slide_viewer, volume_viewer
+from components import free_planes, reconstruction, slide_viewer, volume_viewer
 from look import empty, problem
 from medseq.errors import MedseqError
 from panel import panel
-from recon_view import recon_view
 
-_VIEWS = {"planes": "Planes", "recon": "Acquisition", "free": "Free planes, 3-D"}
+_VIEWS = {
+    "planes": "Planes",
+    "recon": "Acquisition",
+    "free": "Free planes, 3-D",
+    "slide": "Slide",
+    "quality": "Tissue",
+}
 
 
 def _views(item: Any) -> list[str]:
     if item.task == "mil":
-        return []
+        return ["slide", "quality"]
     views = ["planes"]
     if item.task == "recon":
         views.append("recon")
@@ -39,22 +45,41 @@ def _volume(item: Any) -> None:
 
 @st.fragment(run_every=300)
 def _slide(item: Any) -> None:
-    urls = {kind: context.address(kind, item) for kind in ("slide", "overlay")}
-    result = slide_viewer({"item": item.token, "urls": urls}, key=f"slide-{item.token}")
+    urls = {kind: context.address(kind, item) for kind in ("slide-info", "overlay", "patch", "stored")}
+    urls["dzi"] = context.address("slide", item).replace(item.token, f"{item.token}.dzi", 1)
+    result = slide_viewer({"item": item.token, "label": item.label, "urls": urls}, key=f"slide-{item.token}")
     st.session_state.view = result.view
+
+
+def _quality(item: Any) -> None:
+    """Which tissue was found, and what may disturb the model."""
+    try:
+        numbers = context.known().slide(item.token).quality()[1]
+    except MedseqError as error:
+        problem(error)
+        return
+    st.html(f'<img class="quality" alt="Tissue, ink and folds" src="{context.address("quality", item)}">')
+    facts = "".join(f"<dt>{escape(str(name))}</dt><dd>{escape(_fact(value))}</dd>" for name, value in numbers.items())
+    st.html(f'<dl class="facts">{facts}</dl>')
+
+
+def _fact(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _pictures(item: Any, view: str | None) -> None:
     if item.state != "done":
         empty("No result to look at", item.reason or "The run has not come to this case yet. This page shows it when it is done.")
-    elif item.task == "mil":
+    elif view == "slide":
         _slide(item)
     elif view == "recon":
-        recon_view(item)
+        urls = {kind: context.address(kind, item) for kind in ("recon", "recon-info")}
+        reconstruction({"item": item.token, "urls": urls}, key=f"recon-{item.token}")
     elif view == "free":
-        from free_view import free_view
-
-        free_view(item)
+        urls = {kind: context.address(kind, item) for kind in ("info", "nifti")}
+        free_planes({"item": item.token, "urls": urls}, key=f"free-{item.token}")
+    elif view == "quality":
+        _quality(item)
     else:
         _volume(item)
 
@@ -68,7 +93,8 @@ def _page() -> None:
     item = runs.item(token, context.reviewer())
     context.opened(item)
     view = header(item, {name: _VIEWS[name] for name in _views(item)})
-    pictures, side = st.columns([3.3, 1], gap="small")
+    with st.container(key="case"):
+        pictures, side = st.columns([3.3, 1], gap="small")
     with pictures:
         _pictures(item, view)
     with side:

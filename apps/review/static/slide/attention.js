@@ -21,7 +21,7 @@ function slider(name, value, low, high, unit, change) {
 export class Attention {
   /**
    * @param osd the OpenSeadragon viewer, @param state {opacity, percentile, overlay}, changed in place,
-   * @param api addresses, @param changed called after a change.
+   * @param api address by percentile, and the width of its picture in pixels of level 0, @param changed called after a change.
    */
   constructor(osd, state, api, changed) {
     Object.assign(this, { osd, state, api, changed });
@@ -57,9 +57,10 @@ export class Attention {
   show() {
     const turn = (this.turn = (this.turn ?? 0) + 1);
     const old = this.layer;
-    const bounds = this.osd.world.getItemAt(0).getBounds();
+    const slide = this.osd.world.getItemAt(0);
+    const bounds = slide.imageToViewportRectangle(0, 0, this.api.width, 1);
     this.osd.addSimpleImage({
-      url: this.api.overlay(this.state.percentile),
+      url: this.api.url(this.state.percentile),
       x: bounds.x,
       y: bounds.y,
       width: bounds.width,

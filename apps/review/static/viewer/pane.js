@@ -174,7 +174,7 @@ export class Pane {
     this.texts.legend.hidden = !spread && !difference;
     if (this.texts.legend.hidden) return;
     const half = number(info.difference_half, digits);
-    const words = difference ? [`−${half}`, `+${half}${units}`] : ['sd 0', `${number(info.uncertainty.high, 3)}${units}`];
+    const words = difference ? [`−${half}`, `+${half}${units}`] : ['sd 0', `${Number(info.uncertainty.high.toPrecision(3))}${units}`];
     const ramp = document.createElement('i');
     ramp.className = difference ? 'ramp diverging' : 'ramp spread';
     this.texts.legend.replaceChildren(words[0], ramp, words[1]);
