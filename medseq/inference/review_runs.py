@@ -8,7 +8,7 @@ is now. A ledger that is locked or damaged becomes a message beside its run; not
 import hashlib
 import hmac
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +114,15 @@ class Runs:
             return None, None
         at = tokens.index(token)
         return (tokens[at - 1] if at else None), (tokens[at + 1] if at + 1 < len(tokens) else None)
+
+    def items_of(self, run: int) -> Iterator[WorkItem]:
+        """All items of one run as they are, also in a blinded study: for exports."""
+        self.refresh()
+        offset, total = 0, 1
+        while offset < total:
+            items, total = self._index.page(Filter(run=run), "found", offset, 500)
+            yield from items
+            offset += 500
 
     def counts(self, column: str = "status", reviewer: str | None = None) -> dict[str, int]:
         """Items by ``state``, ``task``, ``status`` …; with a reviewer: finished items by their own decision."""
