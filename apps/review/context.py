@@ -17,6 +17,7 @@ __all__ = [
     "address",
     "broken_outputs",
     "cookie",
+    "decide",
     "is_blinded",
     "open_item",
     "opened",
@@ -104,9 +105,14 @@ def record(item: WorkItem, kind: str, **values: Any) -> int | None:
     return runs().record(item.token, reviewer(), kind, role=role(), **values)
 
 
+def decide(item: WorkItem, kind: str = "decide", **values: Any) -> None:
+    """Record a decision of this person; what is accepted may go to the archive."""
+    known().decide(item.token, reviewer(), kind, role=role(), **values)
+
+
 def undo(item: WorkItem) -> int | None:
     """Take back this person's last act on an item; None if there is none."""
-    return runs().undo(item.token, reviewer(), role())
+    return known().undo(item.token, reviewer(), role())
 
 
 def opened(item: WorkItem) -> None:

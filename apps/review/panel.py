@@ -80,9 +80,8 @@ def _decide(item: Any, mine: Any) -> None:
 
 def _record(item: Any, decision: str, reason: str | None, score: int | None, comment: str) -> None:
     try:
-        context.record(
+        context.decide(
             item,
-            "decide",
             decision=decision,
             reason_code=reason if decision != "accept" else None,
             score=score,

@@ -3,7 +3,6 @@
 import os
 import sys
 import tempfile
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +12,6 @@ from medseq.cli.console import Quiet, say
 from medseq.errors import BackendError
 
 __all__ = ["review"]
-
-
-class Theme(StrEnum):
-    """Dark for reading rooms, light for offices."""
-
-    dark = "dark"
-    light = "light"
 
 
 def review(
@@ -57,7 +49,6 @@ def review(
         Path | None, typer.Option("--access-log", help="File for who opened what; default: beside the first run.")
     ] = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = False,
-    theme: Annotated[Theme, typer.Option("--theme", help="Colours of the pages.")] = Theme.dark,
     quiet: Quiet = False,
 ) -> None:
     """Open the review in a browser: a worklist of what the runs produced, with its record of decisions."""
@@ -92,12 +83,12 @@ def review(
     with os.fdopen(handle, "w") as stream:
         stream.write(config.model_dump_json())
     try:
-        raise typer.Exit(_serve(config, {**os.environ, VARIABLE: name}, browser, theme.value))
+        raise typer.Exit(_serve(config, {**os.environ, VARIABLE: name}, browser))
     finally:
         Path(name).unlink(missing_ok=True)
 
 
-def _serve(config: Any, environment: dict[str, str], browser: bool, theme: str) -> int:
+def _serve(config: Any, environment: dict[str, str], browser: bool) -> int:
     """Run the server until it is stopped; returns its exit code."""
     import importlib.util
     import subprocess
@@ -115,7 +106,7 @@ def _serve(config: Any, environment: dict[str, str], browser: bool, theme: str) 
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
-        "theme.base": str(share_folder("apps") / "review" / "themes" / f"{theme}.toml"),
+        "theme.base": "dark",
     }
     app = share_folder("apps") / "review" / "app.py"
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]

@@ -49,7 +49,7 @@ def _settle(item: Any, decision: str, why: str | None, words: str) -> None:
     if decision == "reject" and why is None:
         st.warning("Choose a reason, then reject again.")
         return
-    context.record(item, "adjudicate", decision=decision, reason_code=why, comment=words.strip() or None)
+    context.decide(item, "adjudicate", decision=decision, reason_code=why, comment=words.strip() or None)
     st.rerun()
 
 
