@@ -18,6 +18,7 @@ if str(_HERE) not in sys.path:
 from routes import middleware, routes  # noqa: E402  (found once its folder is on the path)
 
 _config = service().config
+service().start_pushing()
 app = st.App(
     _HERE / "main.py",
     routes=routes(),

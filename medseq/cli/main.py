@@ -76,7 +76,7 @@ def _root(
 USE, MAKE, LOOK = "Use a model", "Make a model", "Look around"
 app.command("predict", rich_help_panel=USE)(predict.predict)
 app.add_typer(run.app, name="run", rich_help_panel=USE)
-app.command("review", rich_help_panel=USE)(review.review)
+app.add_typer(review.app, name="review", rich_help_panel=USE)
 app.command("check", rich_help_panel=USE)(check.check)
 app.command("deidentify", rich_help_panel=USE)(deidentify.deidentify)
 app.add_typer(pacs.app, name="pacs", rich_help_panel=USE)

@@ -17,7 +17,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -95,12 +95,13 @@ class ReviewStore:
 
     # --- writing
 
-    def append(self, event: Event, *, once: bool = False) -> int | None:
+    def append(self, event: Event, *, only_if: Callable[[list[Record]], bool] | None = None) -> int | None:
         """Add an event and return its number, which is on the disk then.
 
         Args:
             event: What happened.
-            once: Not if an event of the same kind, item, decision and outputs is there already; None is returned.
+            only_if: Asked with the history of the item while nobody else can write; if False nothing is added and
+                None is returned.
 
         Raises:
             InputError: An undo of what is not there, not one's own, or already taken back.
@@ -109,8 +110,10 @@ class ReviewStore:
         with self._writing() as cursor:
             if event.kind == "undo":
                 self._require_revocable(cursor, event)
-            if once and self._known(cursor, event):
-                return None
+            if only_if is not None:
+                rows = cursor.execute(f"{_SELECT} WHERE item_id=? ORDER BY seq", (event.item_id,))
+                if not only_if([Record.from_row(row) for row in rows]):
+                    return None
             last = cursor.execute("SELECT seq, mac FROM event ORDER BY seq DESC LIMIT 1").fetchone()
             seq, previous = (last[0] + 1, last[1]) if last else (1, _GENESIS)
             stamped = replace(event, ts_utc=event.ts_utc or _now())
@@ -229,11 +232,6 @@ class ReviewStore:
             raise InputError("there is nothing to take back", where=f"event {event.target}")
         if found[0] != event.reviewer:
             raise InputError("only its own author takes an event back", where=f"event {event.target}")
-
-    def _known(self, cursor: sqlite3.Cursor, event: Event) -> bool:
-        query = "SELECT 1 FROM effective WHERE kind=? AND item_id=? AND decision IS ? AND output_sha256=?"
-        values = (event.kind, event.item_id, event.decision, event.output_sha256)
-        return cursor.execute(query, values).fetchone() is not None
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Cursor]:

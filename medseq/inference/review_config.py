@@ -66,6 +66,7 @@ class ReviewConfig(BaseModel):
     auth: AuthConfig | None = None
     push_to: str | None = None
     roots: tuple[Path, ...] = ()
+    workspace: Path | None = None
     memory_mb: int = Field(default=1024, ge=64)
     session_minutes: float = Field(default=30.0, gt=0)
     https: bool = False

@@ -8,7 +8,7 @@ is now. A ledger that is locked or damaged becomes a message beside its run; not
 import hashlib
 import hmac
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from medseq.inference.review import STORE, Event, ReviewStore
 from medseq.inference.review_index import Filter, WorkIndex, WorkItem
 from medseq.inference.review_key import derived
 from medseq.inference.review_run import OutputFile, RunFolder, RunInfo, Study, find_runs, outputs_digest
-from medseq.inference.review_schema import ReviewState
+from medseq.inference.review_schema import Record, ReviewState
 from medseq.inference.review_source import candidate_roots, find_root
 
 __all__ = ["OutputFile", "RunInfo", "Runs", "Study", "WorkItem", "find_runs"]
@@ -37,6 +37,7 @@ class Runs:
         inputs: Folders where the inputs may lie, besides the ones the runs noted.
         references: Folders with fully sampled images of reconstructed scans; see `review_recon.find_reference`.
         study: Show the cases as a reader study.
+        read_only: Record nothing.
 
     Raises:
         OutputError: A folder holds no run.
@@ -50,8 +51,10 @@ class Runs:
         inputs: Sequence[Path] = (),
         references: Sequence[Path] = (),
         study: Study | None = None,
+        read_only: bool = False,
     ) -> None:
         self._key, self._inputs, self.study, self.references = key, list(inputs), study, list(references)
+        self._read_only = read_only
         self._token_key = derived(key, "medseq review tokens")
         self._runs = [RunFolder(number, folder) for number, folder in enumerate(find_runs(folders))]
         self._index, self._lock = WorkIndex(), threading.RLock()
@@ -178,7 +181,16 @@ class Runs:
         """Where the review of an item stands; verdicts about earlier outputs are stale."""
         return self.store(token).state(self._raw(token).item_id, self.output_hash(token))
 
-    def record(self, token: str, reviewer: str, kind: Any, *, role: str = "reviewer", **values: Any) -> int | None:
+    def record(
+        self,
+        token: str,
+        reviewer: str,
+        kind: Any,
+        *,
+        role: str = "reviewer",
+        only_if: Callable[[list[Record]], bool] | None = None,
+        **values: Any,
+    ) -> int | None:
         """Append an event about an item; what was shown (outputs, model) is filled in. See `Event` for the words."""
         item = self._raw(token)
         event = Event(
@@ -190,7 +202,7 @@ class Runs:
             bundle_hash=self.run_of(token).bundle_hash,
             **values,
         )
-        number = self.store(token).append(event)
+        number = self.store(token).append(event, only_if=only_if)
         self.refresh()
         return number
 
@@ -199,6 +211,21 @@ class Runs:
         number = self.store(token).undo(self._raw(token).item_id, reviewer, role)
         self.refresh()
         return number
+
+    def add(self, folder: Path) -> int:
+        """Take another run under review, one that was started from the page; returns its number."""
+        folder = folder.resolve()
+        with self._lock:
+            known = next((run.number for run in self._runs if run.folder == folder), None)
+            if known is None:
+                known = len(self._runs)
+                self._runs.append(RunFolder(known, folder))
+                self.refresh()
+        return known
+
+    def number_of_items(self) -> int:
+        """How many items there are in all runs."""
+        return sum(self._index.counts("state").values())
 
     def store(self, token: str) -> ReviewStore:
         """The review store of an item's run.
@@ -262,7 +289,7 @@ class Runs:
 
     def _store(self, run: RunFolder) -> ReviewStore:
         if run.store is None:
-            run.store = ReviewStore(run.folder / STORE, self._key)
+            run.store = ReviewStore(run.folder / STORE, self._key, read_only=self._read_only)
         return run.store
 
     def _refresh_ledger(self, run: RunFolder) -> None:

@@ -10,14 +10,17 @@ No torch, no web framework.
 
 import hashlib
 import hmac
+import threading
 from functools import cache
 from typing import Any
 
 from medseq.inference.review_access import Access, AccessLog, SlidingLimit
 from medseq.inference.review_cache import ByteCache
 from medseq.inference.review_config import ReviewConfig, read_config
+from medseq.inference.review_jobs import Jobs
 from medseq.inference.review_key import audit_key, derived
 from medseq.inference.review_open import open_recon, open_series
+from medseq.inference.review_push import PushQueue, to_archive
 from medseq.inference.review_recon import ReconView
 from medseq.inference.review_runs import Runs, Study
 from medseq.inference.review_slide import SlideView, open_slide_view
@@ -38,10 +41,14 @@ class Service:
         access: Sessions and signatures.
         log: Who opened what.
         sign_ins: Limit on tries to sign in, by address.
+        push: Queue of accepted series; None without an archive.
+        jobs: Runs started from the page; None without a workspace.
         notice: What whoever starts the server must know of the audit key.
     """
 
     def __init__(self, config: ReviewConfig) -> None:
+        self._stop = threading.Event()
+        self._pushing: threading.Thread | None = None
         key = audit_key(config.folders[0] if config.folders else None)
         self.config, self.notice = config, key.notice
         study = Study(config.study) if config.study else None
@@ -52,7 +59,45 @@ class Service:
         self.log, self.sign_ins = AccessLog(config.access_log), SlidingLimit()
         self.pixels: ByteCache[Any] = ByteCache(config.memory_mb << 20, _size)
         self._views: ByteCache[Any] = ByteCache(_OPEN_ITEMS, lambda view: 1, lambda view: _close(view))
+        self.push = self._push_queue()
+        self.jobs = Jobs(config.workspace, config.roots) if config.workspace else None
         self._pseudonyms = derived(key.secret, "medseq review pseudonyms")
+
+    def decide(self, token: str, reviewer: str, kind: str = "decide", *, role: str = "reviewer", **values: Any) -> None:
+        """Record a decision or an adjudication, and queue or withdraw the series for the archive, if there is one.
+
+        Raises:
+            OutputError: The store cannot be written.
+        """
+        self.require_runs().record(token, reviewer, kind, role=role, **values)
+        if self.push is not None:
+            self.push.offer(token, reviewer)
+
+    def undo(self, token: str, reviewer: str, role: str = "reviewer") -> int | None:
+        """Take back this reviewer's last act; what was queued for the archive is withdrawn."""
+        number = self.require_runs().undo(token, reviewer, role)
+        if self.push is not None and number is not None:
+            self.push.offer(token, reviewer)
+        return number
+
+    def start_pushing(self) -> None:
+        """Begin to send what is accepted, in a thread of this process."""
+        if self.push is not None and self._pushing is None:
+            self._pushing = threading.Thread(target=self.push.run, args=(self._stop,), name="push", daemon=True)
+            self._pushing.start()
+
+    def close(self) -> None:
+        """Stop sending and close the stores."""
+        self._stop.set()
+        if self._pushing is not None:
+            self._pushing.join(timeout=5.0)
+        if self.runs is not None:
+            self.runs.close()
+
+    def _push_queue(self) -> PushQueue | None:
+        if self.runs is None or not self.config.push_to:
+            return None
+        return PushQueue(self.runs, to_archive(self.config.push_to))
 
     def require_runs(self) -> Runs:
         """The runs.
