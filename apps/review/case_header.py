@@ -3,9 +3,8 @@
 from html import escape
 from typing import Any
 
-import streamlit as st
-
 import context
+import streamlit as st
 from look import TASKS
 
 __all__ = ["header"]
@@ -26,5 +25,10 @@ def header(item: Any, views: dict[str, str]) -> str | None:
     if len(views) < 2:
         return next(iter(views), None)
     return choice.segmented_control(
-        "View", list(views), format_func=views.get, default=next(iter(views)), key=f"view-{item.token}", label_visibility="collapsed"
+        "View",
+        list(views),
+        format_func=views.get,
+        default=next(iter(views)),
+        key=f"view-{item.token}",
+        label_visibility="collapsed",
     )

@@ -33,7 +33,10 @@ def _loader(module: str) -> str:
 
 
 _volume = st.components.v2.component(
-    "medseq_volume", html='<div class="viewer volume"></div>', css=_text("viewer/viewer.css"), js=_loader("viewer/mount.js")
+    "medseq_volume",
+    html='<div class="viewer volume"></div>',
+    css=_text("viewer/viewer.css"),
+    js=_loader("viewer/mount.js"),
 )
 _slide = st.components.v2.component(
     "medseq_slide",
@@ -54,7 +57,10 @@ _free = st.components.v2.component(
     js=_loader("free/free.js"),
 )
 _table = st.components.v2.component(
-    "medseq_worklist", html='<div class="worklist"></div>', css=_text("worklist/table.css"), js=_loader("worklist/table.js")
+    "medseq_worklist",
+    html='<div class="worklist"></div>',
+    css=_text("worklist/table.css"),
+    js=_loader("worklist/table.js"),
 )
 
 

@@ -1,8 +1,7 @@
 """The pages of the review and what all of them share: theme, banner, sign-in, navigation. Streamlit runs this file."""
 
-import streamlit as st
-
 import context
+import streamlit as st
 from look import banner, empty, page_style
 
 st.set_page_config(page_title="medseq review", layout="wide", initial_sidebar_state="collapsed")

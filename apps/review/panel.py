@@ -3,10 +3,10 @@
 from html import escape
 from typing import Any
 
-import streamlit as st
-
 import context
+import streamlit as st
 from look import DECISIONS
+
 from medseq.errors import MedseqError
 from medseq.inference.review_words import REASONS, reason_words
 

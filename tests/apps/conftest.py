@@ -111,7 +111,9 @@ def new_page(chromium) -> Iterator[Callable[..., object]]:
     contexts, hosts, troubles = [], set(), []
 
     def made(url: str, width: int = 1280, height: int = 800) -> object:
-        context = chromium.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", locale="en-GB")
+        context = chromium.new_context(
+            viewport={"width": width, "height": height}, reduced_motion="reduce", locale="en-GB"
+        )
         context.set_default_timeout(60_000)
         contexts.append(context)
         page = context.new_page()

@@ -47,7 +47,9 @@ class Issuer:
             return _json({"keys": [self.key.as_dict(private=False)]})
         if path == "/authorize":
             self.tries += 1
-            links = "".join(f"<p><a id='{name}' href='/as?{urlencode({**query, 'who': name})}'>{name}</a></p>" for name in PEOPLE)
+            links = "".join(
+                f"<p><a id='{name}' href='/as?{urlencode({**query, 'who': name})}'>{name}</a></p>" for name in PEOPLE
+            )
             return 200, "text/html", f"<h1>Who are you?</h1>{links}", {}
         if path == "/as":
             code = secrets.token_hex(8)

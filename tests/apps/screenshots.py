@@ -30,7 +30,13 @@ def same_as_committed(page, name: str, masks: tuple[str, ...] = ()) -> None:
     """Keep a screenshot under build/screenshots and compare it; MEDSEQ_ACCEPT_SCREENSHOTS=1 commits to a new look."""
     BUILT.mkdir(parents=True, exist_ok=True)
     taken, known = BUILT / f"{name}.png", COMMITTED / f"{name}.png"
-    page.screenshot(path=taken, mask=[page.locator(mask) for mask in masks], mask_color="#808080", animations="disabled", timeout=120_000)
+    page.screenshot(
+        path=taken,
+        mask=[page.locator(mask) for mask in masks],
+        mask_color="#808080",
+        animations="disabled",
+        timeout=120_000,
+    )
     if os.environ.get("MEDSEQ_ACCEPT_SCREENSHOTS") == "1":
         COMMITTED.mkdir(exist_ok=True)
         Image.open(taken).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(known, optimize=True)

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import streamlit as st
-
 import context
+import streamlit as st
 from look import DECISIONS, TASKS, empty, problem
+
 from medseq.errors import MedseqError
 from medseq.inference.review_words import REASONS, reason_words
 
@@ -38,7 +38,9 @@ def _case(item: Any) -> None:
             st.session_state.order = {"decision": item.status, "reviewer": context.reviewer()}
             context.open_item(item.token)
         reasons = REASONS[item.task]
-        why = reason.selectbox("Reason", [None, *reasons], format_func=lambda code: reasons.get(code, "none"), key=f"why-{item.token}")
+        why = reason.selectbox(
+            "Reason", [None, *reasons], format_func=lambda code: reasons.get(code, "none"), key=f"why-{item.token}"
+        )
         words = comment.text_input("Comment", key=f"words-{item.token}", max_chars=2000)
         for column, decision, label in ((accept, "accept", "Accept"), (reject, "reject", "Reject")):
             if column.button(label, key=f"{decision}-{item.token}", width="stretch"):

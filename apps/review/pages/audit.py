@@ -2,17 +2,19 @@
 
 from typing import Any
 
-import streamlit as st
-
 import context
+import streamlit as st
 from look import empty, problem
+
 from medseq.errors import MedseqError
 from medseq.inference.review_export import decisions_csv, mrmc_csv, readers_agree
 
 
 def _chains(stores: list[Any]) -> None:
     st.subheader("The record")
-    st.write("Every decision is sealed to the one before it. A head noted elsewhere proves later that nothing was cut off.")
+    st.write(
+        "Every decision is sealed to the one before it. A head noted elsewhere proves later that nothing was cut off."
+    )
     for info, store in stores:
         found = store.verify()
         if found.ok:

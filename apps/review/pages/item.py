@@ -3,14 +3,14 @@
 from html import escape
 from typing import Any
 
-import streamlit as st
-
 import context
+import streamlit as st
 from case_header import header
 from components import free_planes, reconstruction, slide_viewer, volume_viewer
 from look import empty, problem
-from medseq.errors import MedseqError
 from panel import panel
+
+from medseq.errors import MedseqError
 
 _VIEWS = {
     "planes": "Planes",
@@ -69,7 +69,10 @@ def _fact(value: Any) -> str:
 
 def _pictures(item: Any, view: str | None) -> None:
     if item.state != "done":
-        empty("No result to look at", item.reason or "The run has not come to this case yet. This page shows it when it is done.")
+        empty(
+            "No result to look at",
+            item.reason or "The run has not come to this case yet. This page shows it when it is done.",
+        )
     elif view == "slide":
         _slide(item)
     elif view == "recon":
@@ -87,7 +90,9 @@ def _pictures(item: Any, view: str | None) -> None:
 def _page() -> None:
     token = st.query_params.get("item")
     if not token:
-        empty("No case is open", "Open one from the worklist: click a row, or walk with the arrow keys and press Enter.")
+        empty(
+            "No case is open", "Open one from the worklist: click a row, or walk with the arrow keys and press Enter."
+        )
         return
     runs = context.runs()
     item = runs.item(token, context.reviewer())

@@ -1,8 +1,7 @@
 """Sign in, where a sign-in service is configured."""
 
-import streamlit as st
-
 import context
+import streamlit as st
 
 st.title("Sign in")
 st.write("This review keeps a record of who decided what. Sign in with your account.")

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import streamlit as st
-
 import context
+import streamlit as st
 from look import STATES, empty, problem
+
 from medseq.errors import MedseqError
 
 _ENDED = {
@@ -27,7 +27,12 @@ def _folder(jobs: Any) -> Path | None:
     number = st.selectbox("Folder", range(len(names)), format_func=names.__getitem__, key="root")
     way = [str(number)]
     while below := jobs.folders(way):
-        inside = st.selectbox(f"In {names[number] if len(way) == 1 else way[-1]}", [None, *below], format_func=lambda v: v or "everything here", key=f"in-{'-'.join(way)}")
+        inside = st.selectbox(
+            f"In {names[number] if len(way) == 1 else way[-1]}",
+            [None, *below],
+            format_func=lambda v: v or "everything here",
+            key=f"in-{'-'.join(way)}",
+        )
         if inside is None:
             break
         way.append(inside)

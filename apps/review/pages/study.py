@@ -1,9 +1,9 @@
 """A blinded reader study: what it hides, how far this reader is, and the way to the next case."""
 
-import streamlit as st
-
 import context
+import streamlit as st
 from look import empty, problem
+
 from medseq.errors import MedseqError
 
 

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import streamlit as st
-
 import context
+import streamlit as st
 from components import worklist_table
 from look import DECISIONS, STATES, TASKS, empty, problem
-from medseq.errors import MedseqError
 from worklist_rows import columns, row
+
+from medseq.errors import MedseqError
 
 PAGE = 50
 
@@ -71,7 +71,12 @@ def _table(words: dict[str, Any]) -> None:
     if live:
         caption += " A run is going on; new results appear by themselves."
     blinded = context.is_blinded()
-    data = {"caption": caption, "columns": columns(blinded), "sort": sort, "rows": [row(item, blinded) for item in items]}
+    data = {
+        "caption": caption,
+        "columns": columns(blinded),
+        "sort": sort,
+        "rows": [row(item, blinded) for item in items],
+    }
     chosen = worklist_table(data, key="worklist")
     if chosen.sort:
         st.session_state.update(sort=chosen.sort, page=0)
