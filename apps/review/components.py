@@ -1,6 +1,6 @@
 """The parts of the pages that are drawn by our own JavaScript: worklist, viewer of volumes, of slides, free planes.
 
-Scripts come from this app's own address (`/assets`). A component of Streamlit runs from a text without an address, so it
+Scripts come from this app's own address (`/assets`). A component of Streamlit runs from a text without address, so it
 loads the module by an absolute one.
 """
 

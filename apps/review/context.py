@@ -51,9 +51,11 @@ def session() -> Session | None:
     if found is not None:
         return found
     auth = known().config.auth
+    if not cookie():
+        return None
     if auth is None:
         return known().access.sign_in(cookie(), known().config.user, "admin")
-    if not st.user.is_logged_in:
+    if not st.user.to_dict().get("is_logged_in"):
         return None
     claims = dict(st.user)
     user, held = auth.user_of(claims), auth.role_of(claims)

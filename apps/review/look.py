@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
-__all__ = ["DECISIONS", "STATES", "TASKS", "TONES", "banner", "empty", "page_style", "problem"]
+__all__ = ["DECISIONS", "STATES", "TASKS", "TONES", "again", "banner", "empty", "page_style", "problem"]
 
 _STYLE = Path(__file__).resolve().parent / "static" / "page.css"
 
@@ -40,6 +41,14 @@ def page_style() -> None:
 def banner() -> None:
     """Say on every page what this is not for."""
     st.html('<div class="banner" role="note">Research use only. Not for diagnosis.</div>')
+
+
+def again() -> None:
+    """Run this part of the page again, or all of it where it did not run alone (a click that came with another one)."""
+    try:
+        st.rerun(scope="fragment")
+    except StreamlitAPIException:
+        st.rerun()
 
 
 def empty(what: str, todo: str) -> None:

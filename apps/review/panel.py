@@ -5,7 +5,7 @@ from typing import Any
 
 import context
 import streamlit as st
-from look import DECISIONS
+from look import DECISIONS, again
 
 from medseq.errors import MedseqError
 from medseq.inference.review_words import REASONS, reason_words
@@ -93,7 +93,7 @@ def _record(item: Any, decision: str, reason: str | None, score: int | None, com
         return
     if context.runs().study and (token := _neighbours(item)[1]):
         context.open_item(token)
-    st.rerun(scope="fragment")
+    again()
 
 
 def _undo(item: Any) -> None:
@@ -103,7 +103,7 @@ def _undo(item: Any) -> None:
     # The fields show again what was stored before.
     for name in ("reason", "score", "comment"):
         st.session_state.pop(f"{name}-{item.token}", None)
-    st.rerun(scope="fragment")
+    again()
 
 
 def _neighbours(item: Any) -> tuple[str | None, str | None]:

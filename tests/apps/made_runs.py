@@ -1,7 +1,7 @@
 """Finished runs made without a model: what `medseq predict` leaves, of a phantom that tells left from right.
 
-A ball of water in air, a dense marker at the left and anterior side and a hollow at the top: whoever mirrors or turns it
-shows the marker on the wrong side.
+A ball of water in air, a dense marker at the left and anterior side and a hollow at the top: whoever mirrors or turns
+it shows the marker on the wrong side.
 """
 
 import hashlib

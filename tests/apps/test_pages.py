@@ -1,6 +1,7 @@
 """Every page without a browser: what it says, what its buttons record, and what it says when there is nothing."""
 
 import shutil
+import time
 
 import pytest
 
@@ -15,6 +16,10 @@ def words(test) -> str:
     return "\n".join([*found, *(str(element.proto) for element in test.get("html"))])
 
 
+def progress(test) -> str:
+    return " ".join(each.proto.text for each in test.get("progress"))
+
+
 def tokens() -> dict[str, str]:
     """Token of a finished case by task."""
     return {item.task: item.token for item in reversed(service().runs.page(reviewer="anna")[0])}
@@ -23,6 +28,13 @@ def tokens() -> dict[str, str]:
 def button(test, label: str):
     [found] = [each for each in test.button if each.label == label]
     return found
+
+
+def wait_for(condition, seconds=60.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.2)
+    return bool(condition())
 
 
 @pytest.fixture
@@ -117,7 +129,7 @@ def test_a_reader_study_hides_methods_and_leads_through_the_cases(pages, own):
     test = pages("pages/study.py", folders=[str(own)])
     assert "No reader study is running" in words(test)
     test = pages("pages/study.py", folders=[str(own)], study="pilot")
-    assert "0 of 2 cases read" in str(test.get("progress"))
+    assert "0 of 2 cases read" in progress(test)
     token = service().runs.page(reviewer="anna")[0][0].token
     test = pages("pages/item.py", {"item": token}, folders=[str(own)], study="pilot")
     assert not test.exception
@@ -127,7 +139,7 @@ def test_a_reader_study_hides_methods_and_leads_through_the_cases(pages, own):
     assert "were clipped" not in shown
     button(test, "Accept").click().run()
     test = pages("pages/study.py", folders=[str(own)], study="pilot")
-    assert "1 of 2 cases read" in str(test.get("progress"))
+    assert "1 of 2 cases read" in progress(test)
 
 
 def test_adjudication_settles_a_disagreement(pages, own):
@@ -178,13 +190,20 @@ def test_runs_start_only_where_there_is_a_place_for_them(pages, own, tmp_path):
     assert not test.exception
     [job] = service().jobs.list()
     assert job.bundle == test.selectbox(key="bundle").value
-    service().jobs.cancel(job.job_id)
+    ended = wait_for(lambda: service().jobs.get(job.job_id).state != "running")
+    assert ended
+    # A folder without images is not a success.
+    assert service().jobs.get(job.job_id).state == "failed"
 
 
 def test_without_a_session_there_is_only_the_sign_in(pages, own, monkeypatch):
     import context
 
     monkeypatch.setattr(context, "session", lambda: None)
-    test = pages(folders=[str(own)])
+    auth = {"redirect_uri": "http://127.0.0.1:1/oauth2callback", "client_id": "c", "client_secret": "s"}
+    test = pages(folders=[str(own)], auth={"auth": auth})
+    assert not test.exception
     assert [each.label for each in test.button] == ["Sign in"]
     assert "ct-denoise" not in words(test)
+    monkeypatch.setattr(context, "cookie", lambda: "")
+    assert "refused a cookie" in words(pages(folders=[str(own)]))

@@ -7,7 +7,7 @@ import context
 import streamlit as st
 from case_header import header
 from components import free_planes, reconstruction, slide_viewer, volume_viewer
-from look import empty, problem
+from look import again, empty, problem
 from panel import panel
 
 from medseq.errors import MedseqError
@@ -40,7 +40,7 @@ def _volume(item: Any) -> None:
     st.session_state.view = result.view
     if result.mark:
         context.record(item, "annotate", geometry=[dict(result.mark)], view=result.view)
-        st.rerun(scope="fragment")
+        again()
 
 
 @st.fragment(run_every=300)

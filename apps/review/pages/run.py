@@ -5,7 +5,7 @@ from typing import Any
 
 import context
 import streamlit as st
-from look import STATES, empty, problem
+from look import STATES, again, empty, problem
 
 from medseq.errors import MedseqError
 
@@ -79,7 +79,7 @@ def _job(jobs: Any, job: Any) -> None:
         if job.state == "running":
             if act.button("Stop", key=f"stop-{job.job_id}", width="stretch"):
                 jobs.cancel(job.job_id)
-                st.rerun(scope="fragment")
+                again()
         elif job.state == "done" and act.button("Review", key=f"show-{job.job_id}", width="stretch"):
             context.runs().add(jobs.out(job.job_id))
             st.switch_page("pages/worklist.py")

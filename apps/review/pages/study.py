@@ -12,8 +12,8 @@ def _page() -> None:
     if runs.study is None:
         empty(
             "No reader study is running",
-            "Start the review with a name for the study: `medseq review OUT --study NAME`. Cases then come in an order of"
-            " their own for every reader, without the names of methods and without other readers' decisions.",
+            "Start the review with a name for the study: `medseq review OUT --study NAME`. Cases then come in an order"
+            " of their own for every reader, without the names of methods and without other readers' decisions.",
         )
         return
     st.subheader(f"Reader study: {runs.study.name}")

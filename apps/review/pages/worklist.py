@@ -5,7 +5,7 @@ from typing import Any
 import context
 import streamlit as st
 from components import worklist_table
-from look import DECISIONS, STATES, TASKS, empty, problem
+from look import DECISIONS, STATES, TASKS, again, empty, problem
 from worklist_rows import columns, row
 
 from medseq.errors import MedseqError
@@ -80,7 +80,7 @@ def _table(words: dict[str, Any]) -> None:
     chosen = worklist_table(data, key="worklist")
     if chosen.sort:
         st.session_state.update(sort=chosen.sort, page=0)
-        st.rerun(scope="fragment")
+        again()
     if chosen.open:
         st.session_state.order = {**words, "sort": sort, "reviewer": context.reviewer()}
         st.switch_page("pages/item.py", query_params={"item": chosen.open})
@@ -92,11 +92,11 @@ def _turn(page: int, pages: int) -> None:
     back, where, forth, _ = st.columns([1, 1, 1, 6], vertical_alignment="center")
     if back.button("Previous page", disabled=page == 0):
         st.session_state.page = page - 1
-        st.rerun(scope="fragment")
+        again()
     where.write(f"Page {page + 1} of {pages}")
     if forth.button("Next page", disabled=page + 1 >= pages):
         st.session_state.page = page + 1
-        st.rerun(scope="fragment")
+        again()
 
 
 try:
