@@ -33,14 +33,14 @@ SORTS = {
     "score": "score",
     "seconds": "seconds",
     "method": "method",
-    "study": "study_rank(token)",
+    "study": "study_rank(work.token)",
 }
 _SCHEMA = """
 CREATE TABLE work(
     token TEXT PRIMARY KEY, run INTEGER NOT NULL, item_id TEXT NOT NULL, place INTEGER NOT NULL, label TEXT NOT NULL,
     kind TEXT NOT NULL, task TEXT NOT NULL, modality TEXT, method TEXT, state TEXT NOT NULL, reason_code TEXT,
     reason TEXT, seconds REAL, key_value REAL, key_text TEXT, uncertainty REAL, worst INTEGER NOT NULL,
-    metrics TEXT NOT NULL, flags TEXT NOT NULL, words TEXT NOT NULL,
+    metrics TEXT NOT NULL, flags TEXT NOT NULL, words TEXT NOT NULL, names TEXT NOT NULL,
     status TEXT NOT NULL DEFAULT 'unreviewed', assignee TEXT, score REAL, push TEXT, stale INTEGER NOT NULL DEFAULT 0,
     readers INTEGER NOT NULL DEFAULT 0, UNIQUE(run, item_id));
 CREATE TABLE verdict(token TEXT NOT NULL, reviewer TEXT NOT NULL, decision TEXT NOT NULL, score INTEGER,
@@ -51,6 +51,16 @@ CREATE INDEX work_place ON work(place);
 _COLUMNS = (
     "work.token, run, item_id, label, kind, task, modality, method, state, reason_code, reason, seconds, key_value, "
     "key_text, uncertainty, metrics, flags, status, assignee, work.score, push, stale, readers"
+)
+_FIXED = ("token", "run", "item_id", "place", "label")
+_CHANGING = (
+    *("kind", "task", "modality", "method", "state", "reason_code", "reason", "seconds", "key_value", "key_text"),
+    *("uncertainty", "worst", "metrics", "flags", "words", "names"),
+)
+# What the review says of an item stays when the run changes it.
+_PUT = (
+    f"INSERT INTO work({', '.join(_FIXED + _CHANGING)}) VALUES ({','.join('?' * len(_FIXED + _CHANGING))}) "
+    f"ON CONFLICT(token) DO UPDATE SET {', '.join(f'{name}=excluded.{name}' for name in _CHANGING)}"
 )
 
 
@@ -130,7 +140,8 @@ class Filter:
             parts.append("coalesce(assignee, '')=?")
             values.append(self.assignee)
         for word in self.search.lower().split():
-            parts.append("words LIKE ? ESCAPE '!'")
+            # In a blinded study only what is shown can be found.
+            parts.append(f"{'names' if self.own_only else 'words'} LIKE ? ESCAPE '!'")
             values.append("%" + word.replace("!", "!!").replace("%", "!%").replace("_", "!_") + "%")
         return " AND ".join(parts) or "1", values
 
@@ -150,17 +161,7 @@ class WorkIndex:
         with self._lock:
             self._connection.execute("BEGIN")
             for token, place, item in items:
-                self._connection.execute(
-                    "INSERT INTO work(token, run, item_id, place, label, kind, task, modality, method, state, "
-                    "reason_code, reason, seconds, key_value, key_text, uncertainty, worst, metrics, flags, words) "
-                    "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT(token) DO UPDATE SET "
-                    "state=excluded.state, kind=excluded.kind, reason_code=excluded.reason_code, "
-                    "reason=excluded.reason, seconds=excluded.seconds, key_value=excluded.key_value, "
-                    "key_text=excluded.key_text, uncertainty=excluded.uncertainty, worst=excluded.worst, "
-                    "metrics=excluded.metrics, flags=excluded.flags, words=excluded.words, method=excluded.method, "
-                    "modality=excluded.modality",
-                    _item_values(token, run, place, item, method, modality, hint),
-                )
+                self._connection.execute(_PUT, _item_values(token, run, place, item, method, modality, hint))
             self._connection.execute("COMMIT")
 
     def put_states(self, states: Iterable[tuple[str, ReviewState]]) -> None:
@@ -257,11 +258,12 @@ def _item_values(
     number, text = key_number(task, item.metrics)
     worst = max((_LEVELS.get(flag.get("level", ""), 0) for flag in item.flags), default=0)
     flags = " ".join(f"{flag.get('code', '')} {flag.get('message', '')}" for flag in item.flags)
-    words = " ".join([item.label, item.id, token, method, item.kind, item.reason or "", text or "", flags]).lower()
+    names = " ".join([item.label, item.id, token, item.kind, item.state]).lower()
+    words = " ".join([names, method, item.reason or "", text or "", flags]).lower()
     return (
         *(token, run, item.id, place, item.label, item.kind, task, modality, method, item.state, item.reason_code),
         *(item.reason, item.seconds, number, text, uncertainty(item.metrics), worst, json.dumps(item.metrics)),
-        *(json.dumps(item.flags), words),
+        *(json.dumps(item.flags), words, names),
     )
 
 

@@ -87,6 +87,8 @@ class Runs:
         order = sort or ("study" if self.study else "found")
         if blinded and order.removeprefix("-") in ("method", "key", "score", "flags"):
             raise InputError("this order would tell the methods", found=order, wanted="study, label or state")
+        if blinded and run is not None:
+            raise InputError("a blinded study does not tell its runs apart", remedy="leave out the run")
         items, total = self._index.page(wanted, order, offset, min(max(limit, 1), 500))
         return [self._shown(item) for item in items], total
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from xml.etree import ElementTree
 
 import numpy as np
+from PIL import Image
 
 from medseq.errors import InputError
 from medseq.io.slide_file import SlideFile
@@ -69,6 +70,10 @@ class DeepZoom:
         x0, x1 = self._span(col, width)
         y0, y1 = self._span(row, height)
         factor = float(2 ** (self.last - level))
+        if level < self.last and max(self.size(level + 1)) <= self.tile_size:
+            # Small pictures are made of small pictures.
+            larger = Image.fromarray(self.tile(level + 1, 0, 0))
+            return np.asarray(larger.resize((width, height), Image.Resampling.BOX))
         with self._lock:
             try:
                 return read_scaled(self.slide, x0 * factor, y0 * factor, (factor, factor), x1 - x0, y1 - y0)

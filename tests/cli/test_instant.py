@@ -10,6 +10,7 @@ COMMANDS = [
     "check",
     "deidentify",
     "pacs",
+    "review",
     "run",
     "demo",
     "fit",
