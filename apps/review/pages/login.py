@@ -1,8 +1,7 @@
 """Sign in, where a sign-in service is configured."""
 
-import streamlit as st
-
 import context
+import streamlit as st
 from look import empty
 
 
