@@ -39,7 +39,7 @@ def same_as_committed(page, name: str, masks: tuple[str, ...] = ()) -> None:
     )
     if os.environ.get("MEDSEQ_ACCEPT_SCREENSHOTS") == "1":
         COMMITTED.mkdir(exist_ok=True)
-        Image.open(taken).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(known, optimize=True)
+        Image.open(taken).convert("RGB").quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(known, optimize=True)
     assert known.exists(), f"look at {taken}; if it is right, run again with MEDSEQ_ACCEPT_SCREENSHOTS=1"
     now, then = (np.asarray(Image.open(path).convert("RGB")) for path in (taken, known))
     assert now.shape == then.shape, f"{name}: {now.shape} is not the size of {then.shape}"

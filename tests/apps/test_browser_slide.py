@@ -13,7 +13,11 @@ def open_slide(page):
     stage = page.locator(".slide .stage[data-open=true]")
     stage.wait_for()
     page.locator(".slide .stage[data-overlay]").wait_for()
-    page.wait_for_timeout(1500)
+    page.locator(".slide .stage[data-loaded=true]").wait_for()
+    pictures = page.locator(".strip img")
+    for k in range(pictures.count()):
+        assert pictures.nth(k).evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    page.wait_for_timeout(500)
     return stage
 
 

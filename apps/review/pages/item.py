@@ -76,7 +76,7 @@ def _pictures(item: Any, view: str | None) -> None:
     elif view == "slide":
         _slide(item)
     elif view == "recon":
-        urls = {kind: context.address(kind, item) for kind in ("recon", "recon-info")}
+        urls = {kind: context.address(kind, item) for kind in ("recon", "recon-info", "info")}
         reconstruction({"item": item.token, "urls": urls}, key=f"recon-{item.token}")
     elif view == "free":
         urls = {kind: context.address(kind, item) for kind in ("info", "nifti")}

@@ -22,6 +22,14 @@ function figure(source, caption) {
   return element;
 }
 
+/** The letters at the edges of the acquired plane. */
+async function lettersOf(url) {
+  const { planes } = await (await ask(url)).json();
+  return Object.entries(planes.stack.letters).map(([side, text]) =>
+    Object.assign(document.createElement('div'), { className: `letter ${side}`, textContent: text }),
+  );
+}
+
 class Recon {
   constructor(root, data) {
     Object.assign(this, { root, data, index: 0 });
@@ -56,6 +64,7 @@ class Recon {
     }
     if (turn !== this.turn) return;
     this.info = info;
+    this.letters ??= await lettersOf(this.data.urls.info);
     this.#words();
     this.#compare();
     const names = Object.keys(CAPTIONS).filter((name) => info.pictures.includes(name));
@@ -96,7 +105,7 @@ class Recon {
     const words = document.createElement('p');
     const note = (name) => (scores ? ` (SSIM ${scores[name].toFixed(3)})` : '');
     words.textContent = `Left: zero-filled${note('zero-filled')}. Right: reconstructed${note('result')}. Drag the line, or use ← → on it.`;
-    this.swipe.replaceChildren(slider, words);
+    this.swipe.replaceChildren(slider, words, ...this.letters);
   }
 
   go(by) {

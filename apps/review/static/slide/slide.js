@@ -69,7 +69,7 @@ class Slide {
       navigatorHeight: '110px',
       navigatorWidth: '150px',
       navigatorDisplayRegionColor: '#ffd166',
-      animationTime: 0.4,
+      animationTime: globalThis.matchMedia('(prefers-reduced-motion: reduce)').matches ? 0 : 0.4,
       maxZoomPixelRatio: 4,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
       timeout: 60000,
@@ -111,6 +111,7 @@ class Slide {
     if (!this.info.slide) this.#problem(`The slide is not there any more: ${this.info.missing} This picture was stored by the run.`);
     this.#measure();
     this.stage.dataset.open = 'true';
+    this.image.addHandler('fully-loaded-change', ({ fullyLoaded }) => (this.stage.dataset.loaded = String(fullyLoaded)));
   }
 
   #problem(words) {
