@@ -84,6 +84,7 @@ def test_the_list_of_extras_above_is_complete(repo_root):
         "medseq.inference.ledger",
         "medseq.inference.predictor",
         "medseq.inference.report",
+        "medseq.inference.review_service",
         "medseq.inference.zoo",
         "medseq.io",
         "medseq.io.bag_table",

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from checked import PICTURE, answer_json, four, needed, number, route, whole
 from slide_routes import recon_routes, slide_routes
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -36,6 +36,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medseq.inference.review_access import COOKIE, Access, security_headers
+from medseq.inference.review_config import host_of
 from medseq.inference.review_service import Service, service
 
 __all__ = ["middleware", "routes"]
@@ -119,19 +120,34 @@ class Guard:
         config = service().config
         auth = config.auth.auth if config.auth else {}
         host = "/".join(str(auth.get("server_metadata_url", "")).split("/")[:3]) or None
-        self._headers, self._secure = security_headers(https=config.https, sign_in_host=host), config.https
+        self._headers, self._https = security_headers(https=config.https, sign_in_host=host), config.https
+        self._hosts = config.hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on; answer for one that comes too often."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        client = (scope.get("client") or ("unknown", 0))[0]
-        if _signs_in(scope["path"]) and not service().sign_ins.allows(client):
+        if not self._is_ours(scope):
+            await _refuse(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await self._app(scope, receive, send)
+            return
+        if _signs_in(scope["path"]) and not service().sign_ins.allows(self._client(scope)):
             response = JSONResponse({"error": "too many tries; wait a minute"}, 429, headers={"Retry-After": "60"})
             await response(scope, receive, self._with_headers(scope, send))
             return
         await self._app(scope, receive, self._with_headers(scope, send))
+
+    def _is_ours(self, scope: Scope) -> bool:
+        """Whether the request names this server: a foreign name that leads here (DNS rebinding) is turned away."""
+        return host_of(Headers(scope=scope).get("host", "")) in self._hosts
+
+    def _client(self, scope: Scope) -> str:
+        """Who asks: behind a proxy, the address that the proxy saw, which it puts last."""
+        seen = Headers(scope=scope).get("x-forwarded-for", "").rpartition(",")[2].strip() if self._https else ""
+        return seen or (scope.get("client") or ("unknown", 0))[0]
 
     def _with_headers(self, scope: Scope, send: Send) -> Send:
         has_cookie = COOKIE in Request(scope).cookies
@@ -142,13 +158,21 @@ class Guard:
                 for name, value in self._headers.items():
                     headers[name] = value
                 if not has_cookie and headers.get("content-type", "").startswith("text/html"):
-                    secure = "; Secure" if self._secure else ""
+                    secure = "; Secure" if self._https else ""
                     headers.append(
                         "set-cookie", f"{COOKIE}={Access.new_cookie()}; Path=/; HttpOnly; SameSite=Lax{secure}"
                     )
             await send(message)
 
         return sent
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    await JSONResponse({"error": "not allowed"}, 403)(scope, receive, send)
 
 
 def _signs_in(path: str) -> bool:

@@ -9,12 +9,22 @@ import os
 import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medseq.errors import InputError, ManifestError
 
-__all__ = ["VARIABLE", "AuthConfig", "ReviewConfig", "is_loopback", "load_auth", "read_config", "require_address"]
+__all__ = [
+    "VARIABLE",
+    "AuthConfig",
+    "ReviewConfig",
+    "host_of",
+    "is_loopback",
+    "load_auth",
+    "read_config",
+    "require_address",
+]
 
 VARIABLE = "MEDSEQ_REVIEW_CONFIG"
 
@@ -71,6 +81,23 @@ class ReviewConfig(BaseModel):
     session_minutes: float = Field(default=30.0, gt=0)
     https: bool = False
     access_log: Path | None = None
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Names that a browser may reach this server by: those of this machine, and where the sign-in returns to."""
+        found = {"localhost", "127.0.0.1", "::1", host_of(self.address)}
+        if self.auth is not None:
+            found.add(urlsplit(str(self.auth.auth.get("redirect_uri", ""))).hostname or "")
+        # Listening everywhere is no name.
+        return frozenset(found - {"", "0.0.0.0", "::"})
+
+
+def host_of(text: str) -> str:
+    """The name in ``name:port``, lower case, without brackets; empty if it makes no sense."""
+    try:
+        return urlsplit(f"//{text}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def load_auth(path: Path) -> AuthConfig:

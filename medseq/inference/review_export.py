@@ -208,8 +208,9 @@ def _event(record: Record) -> dict[str, Any]:
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
+    stream = io.StringIO(newline="")
+    # Ends of lines as in RFC 4180: only then are lone carriage returns in a cell quoted.
+    writer = csv.writer(stream, lineterminator="\r\n")
     writer.writerow(columns)
     for row in rows:
         writer.writerow([safe_cell(_plain(row.get(name))) for name in columns])

@@ -160,9 +160,9 @@ def _layouts(
     order = _ras_order(directions)
     axis_of = {ras: axis for axis, ras in enumerate(order)}
     layouts: dict[Plane, PlaneLayout] = {}
-    for name in ("axial", "coronal", "sagittal"):
+    for name in PLANES[1:]:
         right, down, through = _SCREEN[name]
-        layouts[name] = _layout(name, axis_of[through], axis_of[down], axis_of[right], directions, spacing, shape)  # type: ignore[index, arg-type]
+        layouts[name] = _layout(name, axis_of[through], axis_of[down], axis_of[right], directions, spacing, shape)
     # The stack is the way it was acquired: the plane whose slices are the volume's.
     own = next(layout for layout in layouts.values() if layout.axes[0] == 0)
     # Slices are numbered as they are stored, so that a slice number means the same everywhere.

@@ -33,7 +33,7 @@ SORTS = {
     "score": "score",
     "seconds": "seconds",
     "method": "method",
-    "study": "study_rank(work.token)",
+    "study": "study_order.rank",
 }
 _SCHEMA = """
 CREATE TABLE work(
@@ -45,6 +45,7 @@ CREATE TABLE work(
     readers INTEGER NOT NULL DEFAULT 0, UNIQUE(run, item_id));
 CREATE TABLE verdict(token TEXT NOT NULL, reviewer TEXT NOT NULL, decision TEXT NOT NULL, score INTEGER,
                      PRIMARY KEY(token, reviewer));
+CREATE TABLE study_order(reader TEXT NOT NULL, token TEXT NOT NULL, rank TEXT NOT NULL, PRIMARY KEY(reader, token));
 CREATE INDEX work_state ON work(state, place);
 CREATE INDEX work_place ON work(place);
 """
@@ -197,20 +198,28 @@ class WorkIndex:
         where, values = wanted.where()
         order = f"{SORTS[name]} IS NULL, {SORTS[name]} {'DESC' if sort.startswith('-') else 'ASC'}, run, place"
         join = "FROM work LEFT JOIN verdict ON verdict.token=work.token AND verdict.reviewer=?"
+        known: tuple[str, ...] = (wanted.reviewer,)
+        if name == "study":
+            reader = f"{wanted.study_seed}\n{wanted.reviewer}"
+            join += " LEFT JOIN study_order ON study_order.token=work.token AND study_order.reader=?"
+            known += (reader,)
         with self._lock:
-            self._connection.create_function(
-                "study_rank",
-                1,
-                lambda token: _study_rank(wanted.study_seed, wanted.reviewer, token),
-                deterministic=True,
-            )
+            if name == "study":
+                self._order_study(reader)
             count = f"SELECT count(*) {join} WHERE {where}"
-            total = self._connection.execute(count, (wanted.reviewer, *values)).fetchone()[0]
+            total = self._connection.execute(count, (*known, *values)).fetchone()[0]
             query = f"SELECT {_COLUMNS}, verdict.decision {join} WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?"
             # A reader who jumps beyond the end sees the last page, not nothing.
             offset = max(0, min(offset, (total - 1) // limit * limit if total else 0))
-            rows = self._connection.execute(query, (wanted.reviewer, *values, limit, offset)).fetchall()
+            rows = self._connection.execute(query, (*known, *values, limit, offset)).fetchall()
         return [_work_item(row) for row in rows], int(total)
+
+    def _order_study(self, reader: str) -> None:
+        """Give every item that has none its place in the order of a reader."""
+        fresh = "SELECT token FROM work WHERE token NOT IN (SELECT token FROM study_order WHERE reader=?)"
+        tokens = [row[0] for row in self._connection.execute(fresh, (reader,))]
+        rows = [(reader, token, _study_rank(reader, token)) for token in tokens]
+        self._connection.executemany("INSERT INTO study_order VALUES (?,?,?)", rows)
 
     def item(self, token: str, reviewer: str = "") -> WorkItem | None:
         """One item; None for an unknown token."""
@@ -246,9 +255,9 @@ class WorkIndex:
             return dict(self._connection.execute("SELECT item_id, token FROM work WHERE run=?", (run,)).fetchall())
 
 
-def _study_rank(seed: str, reviewer: str, token: str) -> str:
+def _study_rank(reader: str, token: str) -> str:
     """A place in an order that looks random, is the same every time, and another one for every reader."""
-    return hashlib.sha256(f"{seed}\n{reviewer}\n{token}".encode()).hexdigest()
+    return hashlib.sha256(f"{reader}\n{token}".encode()).hexdigest()
 
 
 def _item_values(

@@ -58,6 +58,7 @@ class Runs:
         self._token_key = derived(key, "medseq review tokens")
         self._runs = [RunFolder(number, folder) for number, folder in enumerate(find_runs(folders))]
         self._index, self._lock = WorkIndex(), threading.RLock()
+        self._digests: dict[str, tuple[tuple[Any, ...], str]] = {}
         self.refresh()
 
     # --- the worklist
@@ -154,7 +155,12 @@ class Runs:
 
     def output_hash(self, token: str) -> str:
         """One hash over the recorded hashes of all outputs: what a decision is about."""
-        return outputs_digest(self._output_rows(token))
+        stamp = self._runs[self._raw(token).run].stamp()
+        known = self._digests.get(token)
+        if known is None or known[0] != stamp:
+            # Asked for with every picture: read again only if the ledger changed.
+            known = self._digests[token] = (stamp, outputs_digest(self._output_rows(token)))
+        return known[1]
 
     def input_files(self, token: str) -> tuple[Path, list[FileRow]]:
         """The input folder and the files of an item below it, as they were when the run read them.
@@ -314,7 +320,8 @@ class Runs:
         run.seen, run.event_row, run.message = seen, last, ""
 
     def _refresh_review(self, run: RunFolder) -> None:
-        if run.store is None and (run.store_message or not (run.folder / STORE).exists()):
+        missing = not self._read_only and not (run.folder / STORE).exists()
+        if run.store is None and (run.store_message or missing):
             return
         try:
             store = self._store(run)

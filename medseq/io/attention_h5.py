@@ -78,8 +78,8 @@ def read_attention(path: Path) -> Attention:
             # Only what this module writes: no links that lead to other files.
             names = [name for name in file if file.get(name, getlink=True).__class__ is h5py.HardLink]
             values = {name: np.asarray(file[name][()]) for name in names if isinstance(file[name], h5py.Dataset)}
-            plain = (str, int, float, np.generic)
-            attributes = {key: value for key, value in file.attrs.items() if isinstance(value, plain)}
+            found = {key: getattr(value, "item", lambda value=value: value)() for key, value in file.attrs.items()}
+            attributes = {key: value for key, value in found.items() if isinstance(value, str | int | float)}
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise FormatError("the attention cannot be read", where=where, found=type(error).__name__) from None
     coords = values.pop("coords", None)

@@ -1,4 +1,4 @@
-"""Planes on the screen: never flipped, true to scale, measured in mm of the patient; linked only where that is right."""
+"""Planes on the screen: never flipped, true to scale, measured in mm of the patient; linked where that is right."""
 
 import io
 
