@@ -66,10 +66,9 @@ def session() -> Session | None:
 
 
 def sign_out() -> None:
-    """End the session; with a sign-in service, there too."""
+    """End the session here and of the sign-in."""
     known().access.sign_out(cookie())
-    if known().config.auth is not None:
-        st.logout()
+    st.logout()
 
 
 def reviewer() -> str:

@@ -22,4 +22,6 @@ else:
         st.Page("pages/run.py", title="Run", url_path="run"),
         st.Page("pages/audit.py", title="Audit and export", url_path="audit"),
     ]
+    if context.known().config.auth is not None:
+        pages.append(st.Page(context.sign_out, title="Sign out", url_path="sign-out"))
 st.navigation(pages, position="top").run()

@@ -27,6 +27,7 @@ def panel(item: Any) -> None:
         st.error("Decisions cannot be recorded here: the review store of this run is not writable.")
     else:
         _decide(item, mine)
+        _assign(item, state)
     _turn(item)
     if not context.is_blinded():
         _others(item, state)
@@ -109,6 +110,15 @@ def _undo(item: Any) -> None:
 def _neighbours(item: Any) -> tuple[str | None, str | None]:
     words = st.session_state.get("order") or {"reviewer": context.reviewer()}
     return context.runs().neighbours(item.token, **words)
+
+
+def _assign(item: Any, state: Any) -> None:
+    mine = state.assignee == context.reviewer()
+    words, act = st.columns(2, vertical_alignment="center")
+    words.text(f"Assigned to {'you' if mine else state.assignee}" if state.assignee else "Assigned to nobody")
+    if act.button("Give back" if mine else "Take over", width="stretch", key=f"assign-{item.token}"):
+        context.record(item, "assign", decision="" if mine else context.reviewer())
+        again()
 
 
 def _turn(item: Any) -> None:

@@ -135,13 +135,14 @@ def ct_run(folder: Path, name: str = "ct", items: int = 1) -> Path:
     return run.close()
 
 
-def mr_run(folder: Path, name: str = "mr") -> Path:
-    """A restored MR volume, NIfTI, with uncertainty."""
+def mr_run(folder: Path, name: str = "mr", moved_mm: float = 0.0) -> Path:
+    """A restored MR volume, NIfTI, with uncertainty; `moved_mm` away from its input, the two cannot be linked."""
     run = MadeRun(folder, name, _bundle("mr-denoise", "restore", ["MR"], "1"))
     clean = phantom() + 1000.0
     affine = np.diag([-COL_MM, -ROW_MM, STEP_MM, 1.0])
     affine[:3, 3] = [32, 48, -36]
     _nifti(run.input / "head.nii.gz", noisy(clean), affine)
+    affine[0, 3] += moved_mm
     [found] = run.found()
     after = _nifti(run.folder(found) / "result.nii.gz", gaussian_filter(noisy(clean), 1), affine)
     spread = np.abs(clean - gaussian_filter(clean, 2)) / 10

@@ -257,3 +257,54 @@ def test_nothing_overlaps_and_everything_fits(server, new_page, width, height):
         assert box["x"] + box["width"] <= width
         assert box["y"] + box["height"] <= height
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_finding_is_marked_and_stays(own, new_page):
+    page = new_page(own.url)
+    open_case(page, 2)
+    shown = pane(page, "after")
+    box = shown.bounding_box()
+    page.get_by_role("button", name="Box", exact=True).click()
+    page.mouse.move(box["x"] + 150, box["y"] + 200)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 210, box["y"] + 260, steps=3)
+    page.mouse.up()
+    shown.locator(".mark.stored").wait_for()
+    # Without a mouse: a point at the crosshair, which Alt and the arrows move by a pixel.
+    page.get_by_role("button", name="Point", exact=True).click()
+    page.locator(".case b").click()
+    page.keyboard.press("Alt+ArrowRight")
+    page.keyboard.press("Enter")
+    shown.locator(".mark.point.stored").wait_for()
+    marks = [event.geometry[0] for event in events(own.folder / "out" / "ct", "annotate")]
+    assert [(mark["kind"], mark["plane"], mark["slice"], mark["series"]) for mark in marks] == [
+        ("box", "stack", 12, "after"),
+        ("point", "stack", 12, "after"),
+    ]
+    [[left, top], [right, bottom]] = marks[0]["corners"]
+    scale = box["height"] / made_runs.SIDE / made_runs.ROW_MM
+    # Pixels of the image: columns are 1 mm, rows 1.5 mm.
+    assert right - left == pytest.approx(60 / scale / made_runs.COL_MM, abs=0.5)
+    assert bottom - top == pytest.approx(60 / scale / made_runs.ROW_MM, abs=0.5)
+    page.reload()
+    settled(page)
+    assert pane(page, "after").locator(".mark.stored").count() == 2
+    page.keyboard.press("ArrowDown")
+    pane(page, "after").locator(".mark.stored").first.wait_for(state="detached")
+
+
+def test_volumes_in_different_places_are_not_linked(tmp_path, new_page):
+    made_runs.mr_run(tmp_path, moved_mm=25.0)
+    server = start(tmp_path, "--user", "anna")
+    try:
+        page = new_page(server.url)
+        open_case(page, 1)
+        page.locator(".notes", has_text="cannot be linked").wait_for()
+        assert page.get_by_role("button", name="Swipe").count() == 0
+        assert page.get_by_role("button", name="Difference").count() == 0
+        pane(page, "after").click(position={"x": 100, "y": 100})
+        page.keyboard.press("ArrowDown")
+        pane(page, "after").get_by_text("Slice 14/24").wait_for()
+        assert "Slice 13/24" in pane(page, "before").inner_text()
+    finally:
+        stop(server)

@@ -65,7 +65,15 @@ def test_every_kind_of_case_opens(pages, task):
     assert not test.exception
     assert not test.error
     assert "Not decided yet" in words(test)
-    assert {each.label for each in test.button} == {"Accept", "Reject", "Look again", "Undo", "Previous", "Next"}
+    assert {each.label for each in test.button} == {
+        "Accept",
+        "Reject",
+        "Look again",
+        "Undo",
+        "Take over",
+        "Previous",
+        "Next",
+    }
     if task == "mil":
         assert "malignant" in words(test)
         assert "not calibrated" in words(test)
@@ -91,6 +99,17 @@ def test_a_rejection_needs_a_reason_and_can_be_taken_back(pages, own):
     button(test, "Undo").click().run()
     assert service().runs.state(token).status == "unreviewed"
     assert "Not decided yet" in words(test)
+
+
+def test_a_case_is_taken_over_and_given_back(pages, own):
+    pages(folders=[str(own)])
+    token = service().runs.page()[0][0].token
+    test = pages("pages/item.py", {"item": token}, folders=[str(own)])
+    button(test, "Take over").click().run()
+    assert service().runs.state(token).assignee == "anna"
+    assert "Assigned to you" in words(test)
+    button(test, "Give back").click().run()
+    assert service().runs.state(token).assignee is None
 
 
 def test_opening_and_leaving_a_case_is_recorded(pages, own):

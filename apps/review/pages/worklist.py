@@ -50,7 +50,6 @@ def _messages(runs: Any) -> bool:
     return any(info.live for info in runs.runs())
 
 
-@st.fragment
 def _table(words: dict[str, Any]) -> None:
     runs = context.runs()
     live = _messages(runs)
@@ -100,6 +99,9 @@ def _turn(page: int, pages: int) -> None:
 
 
 try:
-    _table(_filters(context.runs()))
+    asked = _filters(context.runs())
+    # A run that goes on is looked at again and again; otherwise the page rests.
+    live_now = any(info.live for info in context.runs().runs())
+    st.fragment(_table, run_every=4 if live_now else None)(asked)
 except MedseqError as error:
     problem(error)

@@ -29,7 +29,7 @@ export class Attention {
     this.share = slider('Above percentile', state.percentile, 0, 99, '', (value) => this.#set({ percentile: value }));
     this.button = document.createElement('button');
     this.button.type = 'button';
-    this.button.append('Attention');
+    this.button.append('Attention ');
     this.button.appendChild(document.createElement('kbd')).textContent = 'U';
     this.button.addEventListener('click', () => this.toggle());
     this.controls = [this.button, this.strength.label, this.share.label];

@@ -93,7 +93,8 @@ class Slide {
     this.osd.addHandler('open-failed', () => this.#problem(this.info.missing || 'The slide cannot be opened.'));
     this.osd.addHandler('tile-load-failed', () => (this.failed = (this.failed ?? 0) + 1));
     // A slide that was not moved stays whole when the page finds its size.
-    this.osd.addHandler('resize', () => this.atHome && this.osd.viewport.goHome(true));
+    // OpenSeadragon puts back its old place after telling of the new size: so one turn later.
+    this.osd.addHandler('resize', () => setTimeout(() => this.atHome && this.osd.viewport?.goHome(true)));
     for (const act of ['canvas-drag', 'canvas-scroll', 'canvas-double-click', 'navigator-click', 'navigator-drag']) {
       this.osd.addHandler(act, () => (this.atHome = false));
     }

@@ -38,6 +38,7 @@ function button(words, key, title, press) {
   element.type = 'button';
   element.textContent = words;
   if (key) {
+    element.append(' ');
     const mark = element.appendChild(document.createElement('kbd'));
     mark.textContent = key;
     element.setAttribute('aria-keyshortcuts', key);
