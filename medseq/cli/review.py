@@ -187,7 +187,7 @@ def export(
             stores = runs.stores()
             if len(stores) != 1:
                 raise InputError("every record has a chain of its own", found=f"{len(stores)} runs", wanted="one run")
-            text = stores[0][1].export(to)  # type: ignore[arg-type]
+            text = stores[0][1].export(to)
         elif to == "mrmc":
             text = mrmc_csv(runs, read_truth(truth.read_text("utf-8")) if truth else None)
         else:

@@ -249,11 +249,15 @@ class ReviewStore:
     def _connect(self) -> sqlite3.Connection:
         options: dict[str, Any] = {"timeout": _BUSY_S, "isolation_level": None, "check_same_thread": False}
         if self.read_only:
-            if not self.path.exists():
-                connection = sqlite3.connect(":memory:", **options)
-                connection.executescript(SCHEMA)
-                return connection
-            return sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, **options)
+            if self.path.exists():
+                connection = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True, **options)
+                if connection.execute("PRAGMA user_version").fetchone()[0]:
+                    return connection
+                # Another process is about to make its tables.
+                connection.close()
+            connection = sqlite3.connect(":memory:", **options)
+            connection.executescript(SCHEMA)
+            return connection
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
         connection = sqlite3.connect(self.path, **options)
         if not is_network(self.path.parent):

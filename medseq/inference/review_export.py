@@ -72,7 +72,7 @@ def decisions_csv(runs: Runs) -> str:
         seconds = seconds_on_case(store.records())
         for item in runs.items_of(info.number):
             state = runs.state(item.token)
-            base = {"run": info.name, "method": info.method, "item_id": item.item_id, "task": item.task}
+            base: dict[str, Any] = {"run": info.name, "method": info.method, "item_id": item.item_id, "task": item.task}
             base |= {"modality": item.modality, "state": item.state, "status": state.status}
             base |= {"assignee": state.assignee, "push": state.push}
             said = [("reviewer", verdict) for verdict in state.verdicts.values()]

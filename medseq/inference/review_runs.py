@@ -277,7 +277,7 @@ class Runs:
         if self.study is None or not self.study.blinded:
             return item
         hidden: dict[str, Any] = dict.fromkeys(("method", "key_value", "key_text", "uncertainty", "seconds", "score"))
-        quiet = {"metrics": {}, "flags": [], "readers": 0, "push": None}
+        quiet: dict[str, Any] = {"metrics": {}, "flags": [], "readers": 0, "push": None}
         return replace(item, **hidden, **quiet, status=item.mine or "unreviewed")
 
     def _raw(self, token: str) -> WorkItem:

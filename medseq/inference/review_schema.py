@@ -30,6 +30,13 @@ KINDS: tuple[str, ...] = get_args(EventKind)
 Decision = Literal["accept", "reject", "second-look"]
 DECISIONS: tuple[str, ...] = get_args(Decision)
 Status = Literal["unreviewed", "accept", "reject", "second-look", "disagreement"]
+# Who may do what; `system` is the worker that sends accepted series. Readers may take a case, or give it back.
+PERMITTED: dict[str, tuple[str, ...]] = {
+    "reviewer": ("open", "close", "decide", "annotate", "assign", "undo"),
+    "adjudicator": ("open", "close", "decide", "annotate", "assign", "undo", "adjudicate"),
+    "admin": ("open", "close", "decide", "annotate", "assign", "undo", "adjudicate"),
+    "system": ("push",),
+}
 # What an undo may take back.
 REVOCABLE = ("decide", "annotate", "adjudicate", "assign")
 VERSION = 1
@@ -70,7 +77,7 @@ class Event:
         reviewer: Who; a name of the sign-in, never a patient's.
         item_id: Which item of the run.
         kind: ``open`` and ``close`` a case, ``decide``, ``annotate``, ``adjudicate``, ``assign``, ``push``, ``undo``.
-        role: ``reviewer``, ``adjudicator`` or ``admin``.
+        role: ``reviewer``, ``adjudicator``, ``admin`` or ``system``; see `PERMITTED`.
         output_sha256: Hash over the outputs that were shown.
         bundle_hash: Hash of the model that made them.
         decision: ``accept``, ``reject`` or ``second-look``; for ``assign`` the assignee, for ``push`` its state.
@@ -101,6 +108,12 @@ class Event:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError("no such kind of event", found=self.kind, wanted=", ".join(KINDS))
+        if self.kind not in PERMITTED.get(self.role, ()):
+            raise InputError(
+                "this role may not do that", found=f"{self.role}: {self.kind}", remedy="ask an adjudicator"
+            )
+        if self.kind == "assign" and self.role != "admin" and self.decision not in ("", None, self.reviewer):
+            raise InputError("only an admin gives cases to others", found=self.role)
         if not self.reviewer or not self.item_id:
             raise InputError("an event needs a reviewer and an item", found="none")
         if self.kind in ("decide", "adjudicate") and self.decision not in DECISIONS:

@@ -52,8 +52,11 @@ class Service:
         key = audit_key(config.folders[0] if config.folders else None)
         self.config, self.notice = config, key.notice
         study = Study(config.study) if config.study else None
-        places = {"inputs": config.inputs, "references": config.references}
-        self.runs = Runs(config.folders, key.secret, **places, study=study) if config.folders else None
+        self.runs: Runs | None = None
+        if config.folders:
+            self.runs = Runs(
+                config.folders, key.secret, inputs=config.inputs, references=config.references, study=study
+            )
         idle = 60 * config.session_minutes
         self.access = Access(derived(key.secret, "medseq review addresses"), idle_s=idle)
         self.log, self.sign_ins = AccessLog(config.access_log), SlidingLimit()

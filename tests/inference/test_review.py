@@ -6,6 +6,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 
 import pytest
@@ -191,9 +192,30 @@ def test_two_processes_that_append_at_once_lose_nothing(path):
         assert store.verify().ok
 
 
+def test_a_writer_that_is_killed_leaves_a_whole_chain(path):
+    code = WRITER.format(key=KEY)
+    for number in range(3):
+        writer = subprocess.Popen([sys.executable, "-c", code, str(path), f"killed{number}", "100000"])
+        deadline = time.monotonic() + 60
+        before = 0
+        while time.monotonic() < deadline and not before:
+            time.sleep(0.2)
+            if path.exists():
+                with ReviewStore(path, KEY, read_only=True) as store:
+                    before = sum(record.event.reviewer == f"killed{number}" for record in store.records())
+        writer.kill()
+        writer.wait()
+        with ReviewStore(path, KEY) as store:
+            assert store.verify().ok
+            # What was seen on the disk before the kill is there after it.
+            found = [record.event.comment for record in store.records() if record.event.reviewer == f"killed{number}"]
+            assert len(found) >= before > 0
+            assert found == [f"killed{number} {k}" for k in range(len(found))]
+
+
 def test_a_condition_is_asked_while_nobody_else_writes(store):
-    first = store.append(Event("w", "i1", "push", decision="queued"), only_if=lambda found: not found)
-    second = store.append(Event("w", "i1", "push", decision="queued"), only_if=lambda found: not found)
+    first = store.append(Event("w", "i1", "push", role="system", decision="queued"), only_if=lambda found: not found)
+    second = store.append(Event("w", "i1", "push", role="system", decision="queued"), only_if=lambda found: not found)
     assert (first, second) == (1, None)
     assert store.last_seq() == 1
 
@@ -295,7 +317,7 @@ def test_annotations_assignment_and_push_are_part_of_the_state(store):
         Event("ann", "i1", "annotate", geometry=[{"type": "box", "x0": 1, "x1": 4}, {"type": "point", "x": 2}])
     )
     store.append(Event("lea", "i1", "assign", decision="ann", role="admin"))
-    store.append(Event("w", "i1", "push", decision="queued"))
+    store.append(Event("w", "i1", "push", role="system", decision="queued"))
     state = store.state("i1")
     assert [(shape["type"], shape["reviewer"]) for shape in state.annotations] == [("box", "ann"), ("point", "ann")]
     assert (state.assignee, state.push) == ("ann", "queued")
@@ -316,6 +338,13 @@ def test_annotations_assignment_and_push_are_part_of_the_state(store):
         ({"kind": "undo"}, "names the event"),
         ({"kind": "open", "target": 3}, "names the event"),
         ({"kind": "open", "reviewer": ""}, "needs a reviewer"),
+        ({"kind": "adjudicate", "decision": "accept"}, "may not do that"),
+        ({"kind": "push", "decision": "sent"}, "may not do that"),
+        ({"kind": "push", "decision": "sent", "role": "admin"}, "may not do that"),
+        ({"kind": "decide", "decision": "accept", "role": "system"}, "may not do that"),
+        ({"kind": "open", "role": "king"}, "may not do that"),
+        ({"kind": "assign", "decision": "bob"}, "only an admin"),
+        ({"kind": "assign", "decision": "bob", "role": "adjudicator"}, "only an admin"),
         ({"kind": "decide", "decision": "accept", "comment": "x" * 10_001}, "too long"),
     ],
 )
@@ -323,6 +352,13 @@ def test_events_that_make_no_sense_are_refused(words, message):
     values = {"reviewer": "ann", "item_id": "i1", **words}
     with pytest.raises(InputError, match=message):
         Event(**values)
+
+
+def test_a_reader_takes_a_case_and_gives_it_back(store):
+    store.append(Event("ann", "i1", "assign", decision="ann"))
+    assert store.state("i1").assignee == "ann"
+    store.append(Event("ann", "i1", "assign", decision=""))
+    assert store.state("i1").assignee is None
 
 
 # --- the file
@@ -368,6 +404,10 @@ def test_reading_only_writes_nothing_and_needs_no_file(store, path, tmp_path):
         with pytest.raises(OutputError, match="for reading only"):
             decide(empty)
     assert not (tmp_path / "none.sqlite").exists()
+    (tmp_path / "begun.sqlite").touch()
+    with ReviewStore(tmp_path / "begun.sqlite", KEY, read_only=True) as begun:
+        assert begun.records() == []
+    assert (tmp_path / "begun.sqlite").read_bytes() == b""
     decide(store)
     with ReviewStore(path, KEY, read_only=True) as reader:
         assert reader.state("i1").status == "accept"

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import threading
 from contextlib import closing
 
 import pytest
@@ -351,3 +352,30 @@ def test_a_ledger_cannot_lead_out_of_the_input_folder(tmp_path):
             input_path(root, relpath)
         with pytest.raises(InputError, match="outside of the input folder"):
             find_root([root], [FileRow(relpath, 1, 1)])
+
+
+def test_threads_share_a_worklist(out):
+    """As the pages of several readers do: every decision is there once, and no page breaks meanwhile."""
+    runs = Runs([out], KEY)
+    tokens = [row.token for row in runs.page()[0]]
+    errors = []
+
+    def read(reader):
+        try:
+            for number in range(15):
+                runs.page(sort="-key", reviewer=reader)
+                runs.record(tokens[number % 5], reader, "decide", decision="accept" if number % 2 else "reject")
+                runs.counts("status")
+        except Exception as error:  # noqa: BLE001  (whatever it is, the test tells it)
+            errors.append(repr(error))
+
+    readers = [threading.Thread(target=read, args=(f"reader{number}",)) for number in range(6)]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    assert errors == []
+    store = runs.store(tokens[0])
+    assert store.last_seq() == 6 * 15
+    assert store.verify().ok
+    assert all(row.readers == 6 for row in runs.page()[0])
