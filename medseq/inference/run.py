@@ -237,9 +237,9 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
             archive(out)
         ledger = stack.enter_context(Ledger(out / LEDGER))
         run = ledger.begin_run(run)
-        if not is_archive(source):
-            # `medseq review` shows what was there before.
-            ledger.note_origin(input_root(place))
+        if not archives:
+            # `medseq review` shows what was there before; what was unpacked is gone after the run.
+            ledger.note_origin(root)
         register(ledger, found, choice)
         suspects = requeue(ledger, out, root, verify=verify, retry_failed=retry_failed)
         staff = staffing(
