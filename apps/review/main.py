@@ -1,22 +1,27 @@
-"""The first page: a list of what is under review. Placeholder of the pages."""
+"""The pages of the review and what all of them share: theme, banner, sign-in, navigation. Streamlit runs this file."""
 
+import context
 import streamlit as st
+from look import banner, empty, page_style
 
-from medseq.inference.review_access import COOKIE
-from medseq.inference.review_service import service
+st.set_page_config(page_title="medseq review", layout="wide", initial_sidebar_state="collapsed")
+page_style()
+banner()
 
-st.set_page_config(page_title="medseq review", layout="wide")
-st.warning("Research use only. Not for diagnosis.")
-known = service()
-if known.runs is None:
-    st.info("Nothing is under review. Start with: medseq review OUT")
+if context.session() is None:
+    pages = [st.Page("pages/login.py", title="Sign in")]
+elif context.known().runs is None and not context.known().config.roots:
+    empty("Nothing is under review", "Start the review with the output folder of a run: `medseq review OUT`.")
     st.stop()
-cookie = st.context.cookies.get(COOKIE, "")
-if cookie and known.config.auth is None:
-    known.access.sign_in(cookie, known.config.user, "admin")
-rows, total = known.runs.page()
-st.write(f"{total} items")
-for row in rows:
-    st.write(row.label, row.task, row.state, row.key_text or "", row.status)
-    if cookie and row.state == "done" and row.task != "mil":
-        st.html(f'<img src="{known.address("slice", row.token, cookie, role="after")}" width="256">')
+else:
+    pages = [
+        st.Page("pages/worklist.py", title="Worklist", default=True),
+        st.Page("pages/item.py", title="Case", url_path="item"),
+        st.Page("pages/study.py", title="Reader study", url_path="study"),
+        st.Page("pages/adjudication.py", title="Adjudication", url_path="adjudication"),
+        st.Page("pages/run.py", title="Run", url_path="run"),
+        st.Page("pages/audit.py", title="Audit and export", url_path="audit"),
+    ]
+    if context.known().config.auth is not None:
+        pages.append(st.Page(context.sign_out, title="Sign out", url_path="sign-out"))
+st.navigation(pages, position="top").run()

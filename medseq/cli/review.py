@@ -260,7 +260,7 @@ def _serve(config: Any, environment: dict[str, str], theme: str, browser: bool) 
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
         "client.showErrorDetails": "none",
-        "theme.base": theme,
+        "theme.base": str(share_folder("apps") / "review" / "themes" / f"{theme}.toml"),
     }
     application = share_folder("apps") / "review" / "app.py"
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
