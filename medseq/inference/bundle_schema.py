@@ -60,11 +60,15 @@ class Range(_Strict):
 
 
 class InputSpec(_Strict):
-    """What the model may be given. `channels` is what the network sees after `preprocess`."""
+    """What the model may be given.
+
+    `channels` is what the network sees after `preprocess`; `units_of` gives the units of modalities that have others.
+    """
 
     kind: Literal["volume", "kspace", "slide", "bag"]
     modality: list[Modality] = []
     units: UnitName = "1"
+    units_of: dict[Modality, UnitName] = {}
     channels: int = Field(1, ge=1)
     context_slices: int = Field(0, ge=0)
     spacing_mm: Range | None = None
@@ -122,7 +126,10 @@ class CheckSpec(_Strict):
 
 
 class BundleConfig(_Strict):
-    """The content of ``bundle.yaml``, format 1."""
+    """The content of ``bundle.yaml``, format 1.
+
+    `preprocess_of` gives the chains of modalities that have another one than `preprocess`: one model for several.
+    """
 
     format: Literal[1]
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
@@ -132,10 +139,19 @@ class BundleConfig(_Strict):
     weights: WeightsSpec
     input: InputSpec
     preprocess: list[ClassSpec] = []
+    preprocess_of: dict[Modality, list[ClassSpec]] = {}
     inference: InferenceSpec = InferenceSpec()
     output: OutputSpec = OutputSpec()
     checks: list[CheckSpec] = []
     valid_range: Range | None = None
+
+    def units_for(self, modality: str | None) -> Units:
+        """The units in which the model takes a modality."""
+        return self.input.units_of.get(modality, self.input.units)  # type: ignore[call-overload]
+
+    def preprocess_for(self, modality: str | None) -> list[ClassSpec]:
+        """The chain of a modality."""
+        return self.preprocess_of.get(modality, self.preprocess)  # type: ignore[call-overload]
 
 
 def parse_yaml(text: bytes, *, where: str) -> dict[str, Any]:

@@ -237,6 +237,9 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
             archive(out)
         ledger = stack.enter_context(Ledger(out / LEDGER))
         run = ledger.begin_run(run)
+        if not archives:
+            # `medseq review` shows what was there before; what was unpacked is gone after the run.
+            ledger.note_origin(root)
         register(ledger, found, choice)
         suspects = requeue(ledger, out, root, verify=verify, retry_failed=retry_failed)
         staff = staffing(
@@ -247,7 +250,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
             ledger,
             run,
             identity=_identity(bundle, run),
-            units=bundle.config.input.units,
+            units=bundle.config.units_for(modality),
             root=root,
             out=out,
             stop=stop,
@@ -310,7 +313,7 @@ def _task_of(bundle: Bundle, run: RunRow, root: Path, maps: Path | None, item: F
         folder,
         names="id",
         identity=_identity(bundle, run),
-        units=bundle.config.input.units,
+        units=bundle.config.units_for(run.params.get("modality")),
         params=run.params,
         sens_maps=maps,
     )
