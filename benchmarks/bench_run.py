@@ -1,6 +1,6 @@
 """The batch engine against loops over the same files, its overhead an item, its ledger, and its memory.
 
-Run: `python benchmarks/bench_run.py` (about five minutes on two quiet cores), `--volumes 12` for a look. Every
+Run: `python benchmarks/bench_run.py` (six minutes on two quiet cores), `--volumes 12` for a look. Every
 measurement runs in a process of its own, with a light network (one level, four channels), so that the engine's share is
 as large as it gets. A rate is that between the first and the last finished item: starting workers is told apart.
 
@@ -260,7 +260,7 @@ def table(arguments: argparse.Namespace, folder: Path) -> tuple[dict[str, float]
 def main() -> int:
     """Measure, print, write and judge."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--volumes", type=int, default=40)
+    parser.add_argument("--volumes", type=int, default=80)
     parser.add_argument("--slices", type=int, default=24)
     parser.add_argument("--side", type=int, default=192)
     parser.add_argument("--many", type=int, default=2000)

@@ -7,6 +7,7 @@ was computed.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from html import escape
 from itertools import islice
 from pathlib import Path
@@ -81,15 +82,20 @@ def page(title: str, notice: str, body: str) -> str:
         notice: Plain text, shown above everything.
         body: HTML.
     """
-    style = Path(__file__).with_name("report.css").read_text("utf-8")
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
         "<meta http-equiv='Content-Security-Policy' "
         "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
-        f"<title>{escape(title)}</title><style>{style}</style></head><body>"
+        f"<title>{escape(title)}</title><style>{_style()}</style></head><body>"
         f"<div class='notice' role='note'>{escape(notice)}</div><main>{body}</main></body></html>\n"
     )
+
+
+@cache
+def _style() -> str:
+    # Read once: every item has a page.
+    return Path(__file__).with_name("report.css").read_text("utf-8")
 
 
 def item_card(item: Mapping[str, Any]) -> str:

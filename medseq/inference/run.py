@@ -196,8 +196,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     words |= {"difference": difference, "uncertainty": uncertainty, "resample": resample, "modality": modality}
     words |= {"sens": sens, "sens_maps": sens_maps, "fft": fft, "virtual_coils": virtual_coils, "adapt": adapt}
     words |= {"orientations": orientations, "attribution": attribution, "top": top, "mpp": mpp, "encoder": encoder}
-    words |= {"format": format}
-    params = resolve_params(bundle.config, words) | {"names": names}
+    params = resolve_params(bundle.config, words | {"format": format}) | {"names": names}
     maps = None if sens_maps is None else Path(sens_maps).resolve()
     env = environment(device)
     run = RunRow(bundle.hash, params, _params_hash(params), __version__, created_utc or _now())
@@ -219,15 +218,14 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         if dry_run:
             aside = Path(stack.enter_context(TemporaryDirectory()))
             place = stack.enter_context(input_place(source, archives_of(source, choice), aside))
-            found = _found(place, bundle, params, maps, choice, part)
-            task_of = partial(_task_of, bundle, run, input_root(place.folder), maps)
+            root, found = input_root(place.folder), _found(place, bundle, params, maps, choice, part)
+            task_of = partial(_task_of, bundle, run, root, maps)
             plan = _plan(stack, found, staffing, bundle, device, run, out, task_of)
             return RunSummary({"queued": plan.items, "done": plan.done}, 0, None, 0, plan)
         stop = stack.enter_context(stop_on_signals())
         stack.enter_context(prepared(out))
         archives = archives_of(source, choice)
-        if archives:
-            # Here already: what a killed run had unpacked is removed, and must be nobody else's.
+        if archives:  # here already: what a killed run had unpacked is removed, and must be nobody else's
             stack.enter_context(lock(out))
         place = stack.enter_context(input_place(source, archives, out))
         root, found = input_root(place.folder), _found(place, bundle, params, maps, choice, part)
@@ -237,9 +235,8 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
             archive(out)
         ledger = stack.enter_context(Ledger(out / LEDGER))
         run = ledger.begin_run(run)
-        if not archives:
-            # `medseq review` shows what was there before; what was unpacked is gone after the run.
-            ledger.note_origin(root)
+        if archives != [source]:  # `medseq review` shows what was there before; what was unpacked is gone
+            ledger.note_origin(input_root(source))
         register(ledger, found, choice)
         suspects = requeue(ledger, out, root, verify=verify, retry_failed=retry_failed)
         staff = staffing(

@@ -50,6 +50,7 @@ class ParametricMapWriter:
     def __init__(self, target: Path, made: Provenance, units: Units | None = None):
         self._target, self._made, self._units = Path(target), made, units
         self._raw: Path | None = None
+        self._planes, self._low, self._high = 0, np.inf, -np.inf
 
     def begin(self, header: VolumeHeader) -> None:
         """Take the header of a volume on its source's own grid.

@@ -70,7 +70,8 @@ def _directories(file: IO[bytes]) -> Iterator[_Entries]:
         return
     layout = _Layout(head)
     file.seek(8 if layout.big else 4)
-    place, seen = layout.number(file, layout.value), set()
+    seen: set[int] = set()
+    place = layout.number(file, layout.value)
     while place:
         if place in seen or len(seen) >= _MAX_DIRECTORIES:
             raise OverflowError("directories without end")
