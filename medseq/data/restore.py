@@ -206,6 +206,9 @@ class NoisyMR(CroppedDataset):
 class PhantomPairs(CroppedDataset):
     """Synthetic phantoms with white noise: needs no download; for tests and the tiny configuration."""
 
+    # Every sample is another phantom.
+    independent = True
+
     def __init__(self, length: int = 16, crop: int = 32, seed: int = 0, sd: float = 40.0) -> None:
         super().__init__(length, crop, seed)
         self.sd = sd

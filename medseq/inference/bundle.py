@@ -22,6 +22,7 @@ from medseq.errors import BundleError, OutputError
 from medseq.inference.bundle_classes import build_class, is_transform, require_trust
 from medseq.inference.bundle_schema import BundleConfig, parse_yaml, validate_config
 from medseq.inference.zoo import unknown_bundle, zoo_folder, zoo_names
+from medseq.io.plain_text import plain_json
 
 if TYPE_CHECKING:
     import torch
@@ -251,7 +252,7 @@ def _read_metadata(folder: Path, where: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        metadata = json.loads(_read(path, where))
+        metadata = plain_json(_read(path, where))
     except ValueError:
         raise BundleError("metadata.json is not readable", where=where, wanted="JSON in UTF-8") from None
     if not isinstance(metadata, dict):

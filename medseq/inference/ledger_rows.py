@@ -1,8 +1,10 @@
 """Reading a run ledger: rows of its tables as values, without ever holding them all."""
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from medseq.inference.ledger_schema import STATES, EventRow, FileRow, ItemRow, OutputRow, RunRow, State
@@ -14,6 +16,8 @@ ITEM_COLUMNS = (
     "coalesce(metrics_json, '{}'), coalesce(flags_json, '[]')"
 )
 
+_PAGE = 500
+
 
 class LedgerRows:
     """What an open ledger tells; `medseq.inference.ledger.Ledger` adds what changes it."""
@@ -24,6 +28,13 @@ class LedgerRows:
         """The run of this folder, None before `begin_run`."""
         row = self._one("SELECT bundle_hash, params_json, params_hash, version, created_utc FROM run ORDER BY id DESC")
         return None if row is None else RunRow(row[0], json.loads(row[1]), *row[2:])
+
+    def origin(self) -> Path | None:
+        """The input folder, as it was called then; None where an older medseq did not note it."""
+        if self._one("SELECT 1 FROM sqlite_master WHERE name='origin'") is None:
+            return None
+        row = self._one("SELECT root FROM origin")
+        return None if row is None else Path(os.fsdecode(row[0]))
 
     def ids(self, beginning: str) -> list[str]:
         """Ids that begin so."""
@@ -37,13 +48,35 @@ class LedgerRows:
 
     def items(self, *states: State) -> Iterator[ItemRow]:
         """Items in the order of discovery, one at a time; all states if none is named."""
-        where = f"WHERE state IN ({marks(states)})" if states else ""
-        # The ids first: the caller may change rows while it iterates.
-        ids = [row[0] for row in self._connection.execute(f"SELECT id FROM item {where} ORDER BY rowid", states)]
-        for item_id in ids:
-            item = self.item(item_id)
-            if item is not None:
-                yield item
+        where = f"AND state IN ({marks(states)})" if states else ""
+        query = f"SELECT rowid, id FROM item WHERE rowid>? {where} ORDER BY rowid LIMIT {_PAGE}"
+        last = -1
+        # Ids first, some at a time: the caller may change rows while it iterates.
+        while rows := self._connection.execute(query, (last, *states)).fetchall():
+            last = rows[-1][0]
+            for _, item_id in rows:
+                item = self.item(item_id)
+                if item is not None:
+                    yield item
+
+    def placed(self, ids: Sequence[str] | None = None) -> Iterator[tuple[int, ItemRow]]:
+        """Items with their place in the order of discovery, in one query; all, or those of `ids`."""
+        query = f"SELECT {ITEM_COLUMNS}, rowid FROM item"
+        for lo in range(0, 1 if ids is None else len(ids), 500):
+            some = None if ids is None else ids[lo : lo + 500]
+            where = "" if some is None else f" WHERE id IN ({marks(some)})"
+            for row in self._connection.execute(f"{query}{where} ORDER BY rowid", some or ()):
+                yield row[-1], item_row(row)
+
+    def last_event(self) -> int:
+        """Number of the last change of state, 0 if there is none."""
+        return int(self._one("SELECT coalesce(max(rowid), 0) FROM event")[0])
+
+    def changed_since(self, event: int) -> list[str]:
+        """Items whose state changed after the event of this number."""
+        return [
+            row[0] for row in self._connection.execute("SELECT DISTINCT item_id FROM event WHERE rowid>?", (event,))
+        ]
 
     def has_queued(self) -> bool:
         """Whether any item waits to be computed."""

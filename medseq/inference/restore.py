@@ -160,6 +160,9 @@ class RestorePredictor:
         metrics["seconds"] = time.perf_counter() - started
         self._seconds_per_pixel = metrics["seconds"] / (header.planes * np.prod(header.plane_shape))
         flags += check_flags(metrics, self._config.checks, self._config.valid_range)
+        if getattr(writers[0], "coarse", False):
+            text = "the result spans more than its stored type holds: it is stored in larger steps than the source's"
+            flags.append(Flag("coarse", text))
         return Prediction(tuple(outputs), metrics, tuple(flags))
 
     def _restored(

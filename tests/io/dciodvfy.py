@@ -11,5 +11,5 @@ def errors(path: Path) -> set[str]:
     done = subprocess.run([tool, str(path)], capture_output=True, text=True, errors="replace", check=False)
     lines = (done.stdout + done.stderr).splitlines()
     # The first lines name the object class; without them the tool did not run.
-    assert any("Image" in line or line.startswith(("Warning", "Error")) for line in lines), lines
+    assert any("Image" in line or "Document" in line or line.startswith(("Warning", "Error")) for line in lines), lines
     return {line for line in lines if line.startswith("Error")}
