@@ -4,8 +4,8 @@ An item goes ``queued -> running -> done | failed``, or is ``skipped`` because i
 here is not done, whatever lies on disk: outputs are written and renamed first, the row follows. Every change of
 state is one transaction together with its line in ``event``.
 
-The column ``file.relpath`` is the only place of a run that holds names from the input folder; the file is created
-readable by its owner only.
+The column ``file.relpath`` and the table ``origin`` are the only places of a run that hold names of the input; the file
+is created readable by its owner only.
 """
 
 import json
@@ -85,6 +85,12 @@ class Ledger(LedgerRows):
                     remedy=_difference(known, run) + "choose another folder, or start a new run there (--new-run)",
                 )
         return known
+
+    def note_origin(self, root: Path) -> None:
+        """Remember the input folder; like the paths below it, it is for the owner of the ledger only."""
+        with self._transaction() as cursor:
+            cursor.execute("DELETE FROM origin")
+            cursor.execute("INSERT INTO origin VALUES (?)", (os.fsencode(root.resolve()),))
 
     # --- discovery
 

@@ -1,8 +1,10 @@
 """Reading a run ledger: rows of its tables as values, without ever holding them all."""
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from medseq.inference.ledger_schema import STATES, EventRow, FileRow, ItemRow, OutputRow, RunRow, State
@@ -24,6 +26,13 @@ class LedgerRows:
         """The run of this folder, None before `begin_run`."""
         row = self._one("SELECT bundle_hash, params_json, params_hash, version, created_utc FROM run ORDER BY id DESC")
         return None if row is None else RunRow(row[0], json.loads(row[1]), *row[2:])
+
+    def origin(self) -> Path | None:
+        """The input folder, as it was called then; None where an older medseq did not note it."""
+        if self._one("SELECT 1 FROM sqlite_master WHERE name='origin'") is None:
+            return None
+        row = self._one("SELECT root FROM origin")
+        return None if row is None else Path(os.fsdecode(row[0]))
 
     def ids(self, beginning: str) -> list[str]:
         """Ids that begin so."""

@@ -35,6 +35,10 @@ MIGRATIONS = (
     CREATE INDEX output_relpath ON output(relpath);
     CREATE INDEX event_item ON event(item_id);
     """,
+    # 3: the input folder, so that a reviewer sees what was there before.
+    """
+    CREATE TABLE origin(root BLOB NOT NULL);
+    """,
 )
 VERSION = len(MIGRATIONS)
 

@@ -171,8 +171,8 @@ class Runs:
         item = self._raw(token)
         run = self._runs[item.run]
         with self._ledger(run) as ledger:
-            files = ledger.files(item.item_id)
-        return find_root(candidate_roots(run.folder, self._inputs), files), files
+            files, noted = ledger.files(item.item_id), ledger.origin()
+        return find_root(candidate_roots(run.folder, self._inputs, noted), files), files
 
     def folder(self, token: str) -> Path:
         """The output folder of an item's run."""

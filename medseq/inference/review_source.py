@@ -1,48 +1,31 @@
 """Where the input of a run lies, so that a reviewer sees what was there before. No torch.
 
-A ledger knows its files by their paths below the input folder; the folder itself is in ``.source`` beside the ledger,
-readable by its owner only, and may have moved since. Nothing is taken on trust: a file is shown as the input of an
-item only if its size and time are those of the ledger.
+A ledger knows its files by their paths below the input folder, and the folder itself, which may have moved since.
+Nothing is taken on trust: a file is shown as the input of an item only if its size and time are those of the ledger.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from medseq.errors import InputError
 from medseq.inference.ledger_schema import FileRow
-from medseq.io.atomic import written
 
-__all__ = ["SOURCE", "candidate_roots", "find_root", "input_path", "remember_source"]
+__all__ = ["candidate_roots", "find_root", "input_path"]
 
-SOURCE = ".source"
 # A run that was given an archive, or told to remove identifiers, keeps its input here.
 _INSIDE = ("deidentified", ".input")
 
 
-def remember_source(out: Path, root: Path) -> None:
-    """Note the input folder of a run, for its owner only.
-
-    Raises:
-        OutputError: Not writable.
-    """
-    with written("the note of the input folder"):
-        handle = os.open(out / SOURCE, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(os.fsencode(root.resolve()))
-
-
-def candidate_roots(out: Path, given: Sequence[Path] = ()) -> list[Path]:
+def candidate_roots(out: Path, given: Sequence[Path] = (), noted: Path | None = None) -> list[Path]:
     """Folders that may be the input of a run: those given, the one noted, and where inputs usually lie.
 
     Args:
         out: The run's output folder.
         given: What the caller names; each may be the input of this run, or a folder that holds it under its name.
+        noted: What the ledger says.
     """
     found = [path for folder in given for path in (folder, folder / out.name)]
-    note = out / SOURCE
-    if note.is_file():
-        found.append(Path(os.fsdecode(note.read_bytes())))
+    found += [noted] if noted is not None else []
     found += [out / name for name in _INSIDE]
     found += [out.parent / "input", out.parent.parent / "input" / out.name, out.parent.parent / "input"]
     return list(dict.fromkeys(path.resolve() for path in found if path.is_dir()))

@@ -38,7 +38,6 @@ from medseq.inference.params import resolve_params
 from medseq.inference.plan import register, requeue, require_something
 from medseq.inference.predictors import predictor_for
 from medseq.inference.recon_params import SensMethod
-from medseq.inference.review_source import remember_source
 from medseq.inference.run_folder import archive, lock, prepared, require_apart
 from medseq.inference.run_report import RunReport, bundle_facts
 from medseq.inference.shards import Shard
@@ -241,7 +240,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         run = ledger.begin_run(run)
         if not is_archive(source):
             # `medseq review` shows what was there before.
-            remember_source(out, input_root(place))
+            ledger.note_origin(input_root(place))
         register(ledger, found, choice)
         suspects = requeue(ledger, out, input_root(place), verify=verify, retry_failed=retry_failed)
         staff = staffing(

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from medseq import __version__
 from medseq.errors import FormatError, InputError
 from medseq.io.atomic import clear, discard, fsync, publish, written
 from medseq.io.privacy import path_label
 
-__all__ = ["ReviewNote", "write_key_object", "write_structured_report"]
+__all__ = ["Region", "ReviewNote", "write_key_object", "write_structured_report"]
 
 # A coding scheme of our own: no standard one has words for these.
 _SCHEME = "99MEDSEQ"
@@ -35,6 +37,19 @@ _NAMESPACE = uuid.UUID("6a3f7d0e-7f0b-4a8f-9f53-0d1f1f6f9b11")
 
 
 @dataclass(frozen=True)
+class Region:
+    """A place that a reader marked.
+
+    Attributes:
+        points: ``(n, 3)`` RAS mm: one point, or the corners of an area in their order.
+        label: What stands beside it.
+    """
+
+    points: np.ndarray
+    label: str = ""
+
+
+@dataclass(frozen=True)
 class ReviewNote:
     """What a report says.
 
@@ -47,6 +62,7 @@ class ReviewNote:
         reason: Words of the reason, or empty.
         comment: Free text, or empty.
         model: Name and version of the model.
+        regions: Places that the reader marked.
     """
 
     reviewer: str
@@ -57,10 +73,11 @@ class ReviewNote:
     reason: str = ""
     comment: str = ""
     model: str = ""
+    regions: tuple[Region, ...] = ()
 
 
 def write_structured_report(path: Path, images: Sequence[Path], note: ReviewNote) -> Path:
-    """A Comprehensive SR with decision, reason, score and comment; refers to every reviewed image.
+    """A Comprehensive (3D) SR with decision, reason, score, comment and marks; refers to every reviewed image.
 
     Args:
         path: The file; appears when it is complete.
@@ -76,6 +93,7 @@ def write_structured_report(path: Path, images: Sequence[Path], note: ReviewNote
     """
     from highdicom.sr import (
         CodedConcept,
+        Comprehensive3DSR,
         ComprehensiveSR,
         Measurement,
         MeasurementReport,
@@ -109,9 +127,11 @@ def write_structured_report(path: Path, images: Sequence[Path], note: ReviewNote
     for text in comments:
         item = TextContentItem(codes.DCM.Comment, text[:1024], Relation.CONTAINS)
         group[0].ContentSequence.append(item)
-    report = MeasurementReport(_observer(note), _procedure(), imaging_measurements=[group])
+    regions = _regions(note, datasets[0])
+    report = MeasurementReport(_observer(note), _procedure(), imaging_measurements=[group, *regions])
     document = _quietly(
-        ComprehensiveSR,
+        # Places in the patient need the newer class, which fewer archives show.
+        Comprehensive3DSR if regions else ComprehensiveSR,
         evidence=datasets,
         content=report,
         series_instance_uid=_uid(note.event, "sr series"),
@@ -160,6 +180,31 @@ def write_key_object(path: Path, images: Sequence[Path], note: ReviewNote) -> Pa
         manufacturer="medseq",
     )
     return _write(path, document, datasets[0], note)
+
+
+def _regions(note: ReviewNote, image: Any) -> list[Any]:
+    """Marked places as regions in the patient's coordinates (TID 1410)."""
+    from highdicom.sr import (
+        GraphicTypeValues3D,
+        ImageRegion3D,
+        PlanarROIMeasurementsAndQualitativeEvaluations,
+        TrackingIdentifier,
+    )
+
+    frame = str(image.get("FrameOfReferenceUID") or "")
+    found = []
+    for number, region in enumerate(note.regions if frame else (), start=1):
+        # DICOM counts to the left and to the back.
+        points = np.asarray(region.points, dtype=np.float64) * (-1.0, -1.0, 1.0)
+        is_area = len(points) > 1
+        # A polygon ends where it began.
+        outline = np.vstack([points, points[:1]]) if is_area else points
+        kind = GraphicTypeValues3D.POLYGON if is_area else GraphicTypeValues3D.POINT
+        name = region.label or f"mark {number}"
+        tracking = TrackingIdentifier(uid=_uid(note.event, f"region {number}"), identifier=name)
+        place = ImageRegion3D(kind, outline, frame)
+        found.append(PlanarROIMeasurementsAndQualitativeEvaluations(tracking, referenced_region=place))
+    return found
 
 
 def _read(images: Sequence[Path]) -> list[Any]:

@@ -4,11 +4,13 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pytest
 
 from medseq.errors import OutputError
 from medseq.inference.ledger import FileRow, Ledger, OutputRow, RunRow
+from medseq.inference.ledger_schema import MIGRATIONS, VERSION
 
 RUN = RunRow("b" * 64, {"strength": 1.0}, "p" * 64, "0.1.0", "2026-01-02T03:04:05Z")
 FILES = [FileRow("a/one.dcm", 10, 111), FileRow("a/two.dcm", 20, 222)]
@@ -27,7 +29,7 @@ def finish(ledger, item_id, **changes):
 
 def test_tables_and_version_are_those_of_the_design(ledger):
     with sqlite3.connect(ledger.path) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert db.execute("PRAGMA user_version").fetchone() == (VERSION,)
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         columns = {
             table: [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
@@ -201,7 +203,7 @@ def test_a_newer_ledger_is_refused_and_not_touched(tmp_path):
     before = path.read_bytes()
     for read_only in (False, True):
         with pytest.raises(
-            OutputError, match=r"newer medseq \(found ledger version 99, wanted 2 at most\); update medseq"
+            OutputError, match=r"newer medseq \(found ledger version 99, wanted 3 at most\); update medseq"
         ):
             Ledger(path, read_only=read_only)
     assert path.read_bytes() == before
@@ -280,7 +282,6 @@ def test_a_ledger_without_tables_is_no_run(tmp_path):
 
 
 def test_a_ledger_of_the_first_version_is_read_as_it_is_and_brought_up_to_date_by_a_run(tmp_path):
-    from medseq.inference.ledger_schema import MIGRATIONS
 
     path = tmp_path / "run.sqlite"
     db = sqlite3.connect(path)
@@ -299,7 +300,7 @@ def test_a_ledger_of_the_first_version_is_read_as_it_is_and_brought_up_to_date_b
         ledger.fail("i1", "w", "io", "x")
         assert [event.code for event in ledger.events("i1")] == [None, None, "io"]
     with sqlite3.connect(path) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert db.execute("PRAGMA user_version").fetchone() == (VERSION,)
     db.close()
 
 
@@ -342,3 +343,17 @@ def test_claiming_does_not_walk_over_what_is_done(ledger):
     text = " ".join(row[3] for row in plan)
     assert "USING INDEX item_next" in text
     assert "TEMP B-TREE" not in text
+
+
+def test_the_input_folder_is_remembered_and_an_older_ledger_has_none(tmp_path):
+    name = tmp_path / "scans \udcff"
+    with Ledger(tmp_path / "run.sqlite") as ledger:
+        assert ledger.origin() is None
+        ledger.note_origin(tmp_path / "elsewhere")
+        ledger.note_origin(name)
+        # Whatever bytes it is called by, and the last one counts.
+        assert ledger.origin() == name
+    with closing(sqlite3.connect(tmp_path / "old.sqlite")) as db:
+        db.executescript(f"{MIGRATIONS[0]} PRAGMA user_version=1;")
+    with Ledger(tmp_path / "old.sqlite", read_only=True) as old:
+        assert old.origin() is None

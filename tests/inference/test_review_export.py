@@ -19,11 +19,13 @@ from medseq.inference.review_export import (
     safe_cell,
     seconds_on_case,
 )
+from medseq.inference.review_geometry import Geometry
 from medseq.inference.review_runs import Runs, Study
+from medseq.io.dicom import group_dicom
 from medseq.io.dicom_review import ReviewNote, write_key_object, write_structured_report
 from tests.inference.made_review import KEY, add_item, begin_run, small_run
 from tests.io.dciodvfy import errors
-from tests.io.synthetic import PATIENT_NAME, save, stack
+from tests.io.synthetic import OBLIQUE, PATIENT_NAME, save, stack
 
 
 def table(text):
@@ -249,3 +251,48 @@ def test_reports_of_a_run_are_for_dicom_series_that_are_as_they_were(tmp_path, r
         f"{'0' * 16}-1-sr.dcm",
     ]
     assert np.all([pydicom.dcmread(path) is not None for path in (tmp_path / "reports").iterdir()])
+
+
+def test_marks_are_regions_in_the_patient(tmp_path, rng):
+    """A point and a box drawn on a sagittal plane, and one that makes no sense; the report tells LPS millimetres."""
+    out = tmp_path / "ct"
+    with begin_run(out) as ledger:
+        images = save(stack(rng, orientation=OBLIQUE), out / ("a" * 16))
+        add_item(ledger, "a" * 16, outputs=[("result", path) for path in images])
+    runs = Runs([out], KEY)
+    token = runs.page()[0][0].token
+    marks = [
+        {"kind": "point", "plane": "sagittal", "slice": 3, "corners": [[1.0, 2.0]]},
+        {"kind": "box", "plane": "sagittal", "slice": 3, "corners": [[0.0, 1.0], [2.0, 3.0]]},
+        {"kind": "box", "plane": "nowhere", "slice": 3, "corners": [[0.0, 1.0], [2.0, 3.0]]},
+        {"kind": "point", "plane": "axial", "slice": "x", "corners": [[0.0, 1.0]]},
+    ]
+    for mark in marks:
+        runs.record(token, "ann", "annotate", geometry=[mark])
+    runs.record(token, "bob", "annotate", geometry=[{**marks[0], "slice": 0}])
+    runs.record(token, "ann", "decide", decision="reject")
+    assert export_reports(runs, tmp_path / "r") == 1
+    [path] = (tmp_path / "r").glob("*-sr.dcm")
+    report = pydicom.dcmread(path)
+    found = graphics(report)
+    [stack_] = group_dicom(images)[0]
+    layout = Geometry(stack_.header).layouts["sagittal"]
+
+    def lps(col, row):
+        return Geometry(stack_.header).mm(layout.voxel(3, row, col)) * (-1, -1, 1)
+
+    corners = [lps(0, 1), lps(2, 1), lps(2, 3), lps(0, 3), lps(0, 1)]
+    assert [kind for kind, _ in found] == ["POINT", "POLYGON"]
+    # Graphic data are float32: positions of some ten mm to 1e-5.
+    np.testing.assert_allclose(found[0][1], lps(1, 2), atol=1e-4)
+    np.testing.assert_allclose(found[1][1], np.concatenate(corners), atol=1e-4)
+    assert errors(path) == set()
+
+
+def graphics(dataset):
+    """Kind and data of the graphics of a report, in their order."""
+    found = [(dataset.GraphicType, list(dataset.GraphicData))] if "GraphicData" in dataset else []
+    for element in dataset:
+        for item in element.value if element.VR == "SQ" else ():
+            found += graphics(item)
+    return found

@@ -13,7 +13,7 @@ from medseq.inference.ledger_schema import FileRow
 from medseq.inference.review import ReviewStore
 from medseq.inference.review_run import find_runs
 from medseq.inference.review_runs import Runs, Study
-from medseq.inference.review_source import find_root, input_path, remember_source
+from medseq.inference.review_source import find_root, input_path
 from tests.inference.made_review import KEY, add_item, begin_run, small_run
 
 
@@ -331,8 +331,8 @@ def test_the_input_is_found_where_it_was_where_it_is_said_to_be_or_not_at_all(tm
     with pytest.raises(InputError, match="not at hand.*--input FOLDER"):
         runs.input_files(token)
     assert Runs([tmp_path / "o" / "ct"], KEY, inputs=[root]).input_files(token)[0] == root
-    remember_source(tmp_path / "o" / "ct", root)
-    assert (tmp_path / "o" / "ct" / ".source").stat().st_mode & 0o077 == 0
+    with Ledger(tmp_path / "o" / "ct" / "run.sqlite") as ledger:
+        ledger.note_origin(root)
     found, files = runs.input_files(token)
     assert found == root
     assert [row.relpath for row in files] == ["a.dcm"]
