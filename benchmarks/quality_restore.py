@@ -1,6 +1,7 @@
 """Quality of a restoration bundle against doing nothing and classical methods.
 
-Run: `python benchmarks/quality_restore.py ct-denoise` (or `mr-denoise`, `mr-sr-x2`, or the path of a bundle).
+Run: `python benchmarks/quality_restore.py ct-denoise` (or `mr-denoise`, `mr-sr-x2`, `mr-sr-x4`, `pet-lowcount`, or the
+path of a bundle); `--lesions` makes the table of what becomes of small lesions instead.
 
 Two tables a bundle, never mixed: the training head's held-out block, and other patients. Noise is simulated, and the
 reference is the image as it was acquired, noise of its own included. Exits with 1 if the bar is not met: on other
@@ -23,6 +24,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+import lesions
+import pet_counts
 import super_resolution
 from baselines import Denoiser, available, tune
 from restore_cases import Case, head_cases, inner_half, low_dose, noisy_mr, other_ct_cases, other_mr_cases
@@ -210,6 +213,42 @@ def run_super_resolution(bundle: Bundle, rivals: dict[str, Bundle]) -> tuple[lis
     return [table, moved], failures, strengths
 
 
+def run_pet(bundle: Bundle, rivals: dict[str, Denoiser], quick: bool) -> tuple[list[Table], list[str], dict]:
+    """The tables of a PET bundle, what is not met at a tenth of the counts, and the classical methods' strengths."""
+    name, tables, failures, strengths = bundle.config.name, [], [], {}
+    restore = network(bundle)
+    for fraction in (0.1,) if quick else pet_counts.COUNTS:
+        methods, found = pet_counts.classical(fraction)
+        strengths |= {f"{key} at {fraction:g}": value for key, value in found.items()}
+        table = pet_counts.compare(fraction, methods | rivals | {name: restore})
+        print(table.markdown(against="nothing"), flush=True)
+        tables.append(table)
+        if fraction == 0.1:
+            failures += judge(table, name, list(methods))
+    checks = pet_counts.fed_the_original(restore)
+    print(checks.markdown())
+    return [*tables, checks], failures + judge_original(checks, "PT"), strengths
+
+
+def run_lesions(bundle: Bundle) -> list[Table]:
+    """What becomes of small lesions and of two lines, degraded and restored."""
+    name, factor = bundle.config.name, bundle.config.output.scale_factor
+    if factor > 1:
+        methods = super_resolution.classical(factor)[0] | {name: super_resolution.upscaler(bundle)}
+        restore = {key: lesions.upscaled(method, factor) for key, method in methods.items()}
+        title, trials = f"MR, x{factor} from simulated k-space truncation", lesions.sr_trials(factor)
+    elif bundle.config.input.modality[0] == "PT":
+        restore = pet_counts.classical(0.1)[0] | {name: network(bundle)}
+        title, trials = "simulated PET, a tenth of the counts", lesions.pet_trials()
+    elif bundle.config.input.modality[0] == "CT":
+        restore = classical("CT", 0.25, slow=False)[0] | {name: network(bundle)}
+        title, trials = "CT, a quarter of the dose (simulated), discs of -20 HU", lesions.ct_trials()
+    else:
+        restore = classical("MR", 0.06, slow=False)[0] | {name: network(bundle)}
+        title, trials = "MR, 6 % Rician noise (simulated), discs of -15 %", lesions.mr_trials()
+    return [lesions.measure(f"Inserted discs and lines: {title}", trials, restore)]
+
+
 def add_rivals(stem: Path, modality: str, rivals: dict[str, Denoiser]) -> tuple[list[Table], dict]:
     """The tables of an earlier run with rows for further bundles, and what else its file says."""
     about = json.loads(stem.with_suffix(".json").read_text())
@@ -254,6 +293,7 @@ def main() -> int:
     parser.add_argument("bundle", nargs="?", default="ct-denoise", help="zoo name or path")
     parser.add_argument("--rival", action="append", default=[], help="NAME=BUNDLE: another bundle as a further row")
     parser.add_argument("--add", action="store_true", help="only the rivals: add their rows to the files of a full run")
+    parser.add_argument("--lesions", action="store_true", help="the table of inserted discs and lines alone")
     parser.add_argument("--quick", action="store_true", help="one noise level, no file written")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
@@ -272,8 +312,16 @@ def main() -> int:
             parser.error(f"{stem}.json is of another bundle: run without --add first")
         write(stem, bundle, tables, about)
         return 0
+    if arguments.lesions:
+        tables = run_lesions(bundle)
+        print(lesions.markdown(tables[0]))
+        stem.with_name(f"{stem.name}_lesions.md").write_text(lesions.markdown(tables[0]))
+        stem.with_name(f"{stem.name}_lesions.json").write_text(dump(tables, {"bundle_hash": bundle.hash}))
+        return 0
     if enlarges:
         tables, failures, strengths = run_super_resolution(bundle, others)
+    elif bundle.config.input.modality[0] == "PT":
+        tables, failures, strengths = run_pet(bundle, rivals, arguments.quick)
     else:
         tables, failures, strengths = run_all(bundle, rivals, arguments.quick)
     if not arguments.quick:

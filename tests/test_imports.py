@@ -16,7 +16,7 @@ EXTRA_MODULES = {
     "mri": ["ismrmrd", "sigpy"],
     "review": ["streamlit", "plotly"],
     "distributed": ["ray"],
-    "export": ["onnx", "onnxruntime", "onnxscript", "huggingface_hub", "mlcroissant"],
+    "export": ["onnx", "onnxruntime", "onnxscript", "huggingface_hub", "mlcroissant", "fire"],
     "cuda": ["mamba_ssm", "causal_conv1d"],
     "encoders": ["timm", "torchvision"],
     "dev": ["pytest", "hypothesis", "beartype", "SimpleITK", "mambapy", "playwright", "triton", "nilearn", "nanobind"],

@@ -124,6 +124,7 @@ def make_bundle(
             "optimizer_steps": int(checkpoint["global_step"]),
             "epochs": int(checkpoint["epoch"]) + 1,
             "weights": which,
+            **_patients(ckpt),
             **({"validation": checkpoint["validation"]} if "validation" in checkpoint else {}),
         },
     }
@@ -131,7 +132,8 @@ def make_bundle(
     made = save_bundle(out, content, weights, metadata=facts, card=text, dtype=dtype, overwrite=overwrite)
     # What loads today must build today, not at the first patient.
     made.build_model()
-    made.transforms()
+    for modality in (None, *made.config.preprocess_of):
+        made.transforms(modality)
     return made
 
 
@@ -198,6 +200,15 @@ def load_tensors(source: Path | BinaryIO, where: str) -> Any:
             found=str(error).splitlines()[0][:200],
             remedy="save its state_dict() with torch.save or safetensors",
         ) from None
+
+
+def _patients(ckpt: Path) -> dict[str, list[str]]:
+    """Hashes of the training patients, from the run's record: nobody else may be judged by them."""
+    for folder in list(ckpt.resolve().parents)[:3]:
+        if (folder / "run.json").is_file():
+            found = load_mapping(folder / "run.json").get("patients", {}).get("train", [])
+            return {"patients": found} if found else {}
+    return {}
 
 
 def _wrapped(outer: Mapping[str, Any], net: Mapping[str, Any]) -> dict[str, Any]:

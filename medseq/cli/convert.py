@@ -1,12 +1,15 @@
 """`medseq convert`: a checkpoint of another implementation becomes a bundle with the same numbers."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from medseq.cli.console import AsJson, Quiet, Verbose, print_json, say
 from medseq.errors import BundleError, InputError
+
+if TYPE_CHECKING:
+    from medseq.inference.bundle import Bundle
 
 __all__ = ["convert"]
 
@@ -41,16 +44,24 @@ def convert(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Convert a checkpoint of the original implementation: convert restore-rwkv their.pt ./bundle --config dim=48."""
+    """Convert a checkpoint of the original implementation: convert restore-rwkv their.pt ./bundle --config dim=48.
+
+    Folders that medseq export wrote come back too: convert hf|monai|torch-export FOLDER ./bundle.
+    """
     import hashlib
     import io
 
     from medseq.cli.bundle import INTENDED_USE, load_tensors, read_state_dict, software_versions
     from medseq.inference import reference
     from medseq.inference.bundle import save_bundle
+    from medseq.inference.export import RETURNING, from_export
     from medseq.inference.reference_archive import is_archive, read_archive, without_training
 
     arguments = dict(_key_value(text) for text in [*(config or []), *ctx.args])
+    if source in RETURNING:
+        made = from_export(source, ckpt, out, overwrite=overwrite)
+        _tell(made, as_json=as_json, quiet=quiet)
+        return
     if source not in (*reference.sources(), "auto"):
         raise InputError("unknown reference implementation", found=source, wanted=", ".join(reference.sources()))
     if is_archive(ckpt) and ckpt.is_file():
@@ -90,6 +101,10 @@ def convert(
         card += "".join(f"- {quirk}\n" for quirk in quirks)
     made = save_bundle(out, content, model.state_dict(), metadata=facts, card=card, dtype=dtype, overwrite=overwrite)
     made.build_model()
+    _tell(made, as_json=as_json, quiet=quiet)
+
+
+def _tell(made: "Bundle", *, as_json: bool, quiet: bool) -> None:
     if as_json:
         print_json({"folder": made.folder, "name": made.config.name, "hash": made.hash})
         return

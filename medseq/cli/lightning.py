@@ -15,7 +15,10 @@ import jsonargparse
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
 
+from medseq.cli.console import say
 from medseq.errors import ManifestError
+from medseq.tasks.progress import ProgressLines
+from medseq.tasks.resume import ExactResume
 
 __all__ = ["TaskCLI", "build"]
 
@@ -30,7 +33,19 @@ class TaskCLI(LightningCLI):
     @property
     def log_folder(self) -> Path | None:
         """Where this run's configuration and checkpoints are; None without a logger."""
-        return Path(self.trainer.log_dir) if self.trainer.log_dir else None
+        # Not trainer.log_dir: all processes must ask for that together.
+        folders = [logger.log_dir for logger in self.trainer.loggers]
+        return next((Path(folder) for folder in folders if folder), None)
+
+    def open_loggers(self) -> None:
+        """Make all loggers write into one folder, the first one's, before anything else is put there."""
+        loggers = self.trainer.loggers
+        for logger in loggers:
+            # Each would count up the folders that the others have just made.
+            if logger is not loggers[0] and getattr(logger, "_version", 0) is None:
+                logger._version = loggers[0].version
+        for logger in loggers:
+            _ = logger.experiment
 
     @property
     def bundle(self) -> dict[str, Any]:
@@ -71,6 +86,7 @@ def build(command: str, classes: tuple[str, str, str], arguments: Sequence[str],
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     module_name, task_name, data_name = classes
     module = importlib.import_module(module_name)
+    fits = command.startswith("fit ")
     try:
         return TaskCLI(
             getattr(module, task_name),
@@ -78,12 +94,26 @@ def build(command: str, classes: tuple[str, str, str], arguments: Sequence[str],
             run=False,
             args=["--help" if argument == "--help-config" else argument for argument in arguments],
             # Only a training leaves its configuration behind, beside its checkpoints.
-            save_config_callback=SaveConfigCallback if command.startswith("fit ") else None,
+            save_config_callback=SaveConfigCallback if fits else None,
+            # Lightning wants the callbacks that a checkpoint knows, also where nothing is resumed.
+            trainer_defaults=_defaults(command.partition(" ")[2], quiet=quiet)
+            if fits
+            else {"callbacks": [ExactResume()]},
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": f"medseq {command}", "exit_on_error": False, "allow_abbrev": False},
         )
     except jsonargparse.ArgumentError as error:
         raise ManifestError(_explanation(str(error)), where=command) from None
+
+
+def _defaults(task: str, *, quiet: bool) -> dict[str, Any]:
+    """Loggers unless the configuration names some, and callbacks that every training has."""
+    loggers = [
+        {"class_path": f"pytorch_lightning.loggers.{name}", "init_args": {"save_dir": "runs", "name": task}}
+        for name in ("CSVLogger", "TensorBoardLogger")
+    ]
+    callbacks = [ExactResume(), *([] if quiet else [ProgressLines(say)])]
+    return {"logger": loggers, "callbacks": callbacks}
 
 
 def _explanation(text: str, lines: int = 6) -> str:

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from medseq import __version__
 from medseq.cli import (
+    benchmark,
     bundle,
     check,
     convert,
@@ -18,11 +19,14 @@ from medseq.cli import (
     deidentify,
     demo,
     doctor,
+    export,
     fit,
+    info,
     pacs,
     predict,
     review,
     run,
+    test_set,
     validate,
     wsi,
     zoo,
@@ -85,9 +89,13 @@ app.command("demo", rich_help_panel=USE)(demo.demo)
 THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command("fit", rich_help_panel=MAKE, context_settings=THROUGH)(fit.fit)
 app.command("validate", rich_help_panel=MAKE, context_settings=THROUGH)(validate.validate)
+app.command("test", rich_help_panel=MAKE, context_settings=THROUGH)(test_set.score_test_set)
+app.command("benchmark", rich_help_panel=MAKE)(benchmark.benchmark)
+app.command("info", rich_help_panel=LOOK)(info.info)
 app.command("bundle", rich_help_panel=MAKE)(bundle.bundle)
 # More pairs may follow the one of --config.
 app.command("convert", rich_help_panel=MAKE, context_settings={"allow_extra_args": True})(convert.convert)
+app.command("export", rich_help_panel=MAKE)(export.export)
 app.command("zoo", rich_help_panel=LOOK)(zoo.zoo)
 app.command("doctor", rich_help_panel=LOOK)(doctor.doctor)
 app.add_typer(wsi.app, name="wsi", rich_help_panel=USE)

@@ -64,6 +64,10 @@ def predict(
     top: Annotated[int | None, typer.Option("--top", min=1, max=200, help="Slides: patches on the sheet.")] = None,
     mpp: Annotated[float | None, typer.Option("--mpp", help="Slides that do not say: microns per pixel.")] = None,
     encoder: Annotated[str | None, typer.Option("--encoder", help="Slides: patch encoder, a name or a file.")] = None,
+    format: Annotated[
+        Literal["auto", "dicom"] | None,
+        typer.Option("--format", help="Slides: DICOM report and picture of DICOM slides (auto), or of all (dicom)."),
+    ] = None,
     adapt: Annotated[
         bool, typer.Option("--adapt", help="Raw data: adapt the network to each slice by its own samples; slow.")
     ] = False,
@@ -150,6 +154,7 @@ def predict(
             top=top,
             mpp=mpp,
             encoder=encoder,
+            format=format,
             adapt=adapt,
             verify=verify,
             retry_failed=retry_failed,

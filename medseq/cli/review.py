@@ -108,6 +108,7 @@ def open_page(
         memory_mb=memory,
         session_minutes=session_minutes,
         https=https,
+        once=True,
         access_log=(access_log or (workspace or folders[0]) / "access.jsonl").resolve(),
     )
     # Says at once if the key or the log cannot be used.
@@ -119,11 +120,12 @@ def open_page(
         say(notice, quiet=quiet)
     say(f"http://{address}:{port}  (stop with Ctrl-C). Research use only.", quiet=quiet)
     handle, name = tempfile.mkstemp(prefix="medseq-review-", suffix=".json")
+    with os.fdopen(handle, "w") as stream:
+        stream.write(config.model_dump_json())
     try:
-        with os.fdopen(handle, "w") as stream:
-            stream.write(config.model_dump_json())
-        raise typer.Exit(_serve(config, {**os.environ, VARIABLE: name}, theme, browser))
+        _serve(config, {**os.environ, VARIABLE: name}, theme, browser)
     finally:
+        # Only reached if the server could not be started: it removes the file itself.
         Path(name).unlink(missing_ok=True)
 
 
@@ -241,11 +243,9 @@ def _runs(out: list[Path]) -> Any:
     return Runs(reviewed or folders, audit_key(folders[0]).secret, read_only=True)
 
 
-def _serve(config: Any, environment: dict[str, str], theme: str, browser: bool) -> int:
-    """Run the server until it is stopped, by Ctrl-C or a signal to end; returns its exit code."""
+def _serve(config: Any, environment: dict[str, str], theme: str, browser: bool) -> None:
+    """Become the server: whoever stops this process, however, stops it. Does not return."""
     import importlib.util
-    import signal
-    import subprocess
 
     from medseq.cli.share import share_folder
 
@@ -264,18 +264,9 @@ def _serve(config: Any, environment: dict[str, str], theme: str, browser: bool) 
     }
     application = share_folder("apps") / "review" / "app.py"
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "streamlit", "run", str(application), *words],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
-        return 0
+    # The server's greeting names addresses that nobody may use.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.execve(sys.executable, [sys.executable, "-m", "streamlit", "run", str(application), *words], environment)
 
 
 def _account() -> str:

@@ -1,8 +1,8 @@
 """What `fit` and `validate` share: the table of tasks, and shipped configurations by name. Light to import."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medseq.cli.share import find_config
 from medseq.errors import BundleError, InputError
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import LightningModule
 
     from medseq.cli.lightning import TaskCLI
+    from medseq.tasks.data_module import TaskDataModule
 
 __all__ = ["TASKS", "start_from", "task_cli"]
 
@@ -43,16 +44,19 @@ def task_cli(verb: str, task: str, arguments: Sequence[str], *, quiet: bool = Fa
     return build(f"{verb} {task}", TASKS[task], arguments, quiet=quiet)
 
 
-def start_from(task: "LightningModule", source: str | None, *, resumed: bool = False) -> None:
+def start_from(
+    task: "LightningModule", source: str | None, *, resumed: bool = False, data: "TaskDataModule | None" = None
+) -> None:
     """Give a new training the weights of an old one, in the network and in its average.
 
     Args:
         task: The task, built.
         source: A checkpoint of a training (``.ckpt``), or a bundle, by name or by path; None changes nothing.
         resumed: The run goes on from a checkpoint of its own.
+        data: The new training's data, whose validation and test patients the bundle must not have been trained on.
 
     Raises:
-        InputError: Both at once.
+        InputError: Both at once, or a patient of validation or test that the bundle was trained on.
         BundleError: No such bundle, or weights that do not fit the network; both sides are named.
     """
     if source is None:
@@ -65,7 +69,10 @@ def start_from(task: "LightningModule", source: str | None, *, resumed: bool = F
     if source.endswith(".ckpt"):
         state = checkpoint_weights(Path(source))
     else:
-        state = load_bundle(source).build_model().state_dict()
+        bundle = load_bundle(source)
+        if data is not None:
+            _require_unseen(data, bundle.metadata, source)
+        state = bundle.build_model().state_dict()
     own = task.net.state_dict()
     wrong = [key for key in own.keys() | state.keys() if key not in own or key not in state]
     wrong += [key for key in own.keys() & state.keys() if own[key].shape != state[key].shape]
@@ -78,6 +85,22 @@ def start_from(task: "LightningModule", source: str | None, *, resumed: bool = F
         )
     task.net.load_state_dict(state)
     task.ema.load_state_dict(state)
+
+
+def _require_unseen(data: "TaskDataModule", metadata: Mapping[str, Any], source: str) -> None:
+    """Refuse to judge a fine-tuned model by patients that its start has learned from."""
+    from medseq.cli.fit_record import patient_hashes
+
+    known = set(metadata.get("training", {}).get("patients", ()))
+    for part in ("val", "test"):
+        both = known & set(patient_hashes(getattr(data, part, None)))
+        if both:
+            raise InputError(
+                f"patients of data.{part} are in the training data of the bundle",
+                where=source,
+                found=f"{len(both)} patients",
+                remedy="split the data so that they are in data.train, or start from another bundle",
+            )
 
 
 def _shipped_configs(arguments: Sequence[str]) -> list[str]:

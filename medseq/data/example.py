@@ -18,6 +18,7 @@ from medseq.io.volume import Modality, Volume, VolumeHeader, slice_affines
 
 __all__ = [
     "colin27",
+    "colin27_brain",
     "colin27_fine",
     "cranium_ct",
     "data_folder",
@@ -63,6 +64,11 @@ def colin27() -> Volume:
 def colin27_fine() -> Volume:
     """The same head on a grid of 0.5 mm and sharpened (Debian's mricron-data), 8 bit: to train on, not for scores."""
     return _nifti(_debian(MRICRON / "ch2better.nii.gz", "mricron-data"), "MR")
+
+
+def colin27_brain() -> Volume:
+    """The brain of the same head, everything else 0 (Debian's mricron-data): 181 x 217 x 181, 1 mm, 8 bit."""
+    return _nifti(_debian(MRICRON / "ch2bet.nii.gz", "mricron-data"), "MR")
 
 
 def inia19() -> Volume:

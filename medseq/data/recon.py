@@ -144,6 +144,9 @@ class PhantomScans(SeededDataset[ReconSample]):
         noise: See `SimulatedBrain`.
     """
 
+    # Every sample is another phantom.
+    independent = True
+
     def __init__(
         self,
         length: int = 16,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from medseq.data.content import (
     Content,
@@ -97,6 +98,7 @@ class LowDoseCT(CroppedDataset):
             The network learns to bring noise down to about that level and to leave a good image alone.
         clean_share: Share of samples without added noise.
         diversity: Share of samples whose content is not the head CT.
+        bank_every: Noise is made from every n-th slice of the head.
     """
 
     def __init__(
@@ -110,12 +112,13 @@ class LowDoseCT(CroppedDataset):
         own_noise_hu: float = 12.0,
         clean_share: float = 0.2,
         diversity: float = 0.45,
+        bank_every: int = 2,
     ) -> None:
         super().__init__(length, crop, seed)
         self.noise_hu, self.own_noise_hu = noise_hu, own_noise_hu
         self.clean_share, self.diversity = clean_share, diversity
         self.head = head_ct_slices(split)
-        self.bank = ct_noise_bank(cache, split)
+        self.bank = ct_noise_bank(cache, split, bank_every)
         self.mr: Content | None = mr_slices("train") if diversity else None
         self.photos: Content | None = photographs() if diversity else None
 
@@ -161,6 +164,8 @@ class NoisyMR(CroppedDataset):
         noise: Range of the added noise's standard deviation as a fraction of the volume's 99th percentile, uniform.
         own_noise: Nine targets in ten carry Rician noise of up to this fraction, as single real acquisitions do.
         clean_share: Share of samples without added noise.
+        dark_air: Share of samples whose air is 0, as scanners store it that suppress the background. A network that
+            never sees such images reads the noise off the air, and takes them for clean.
     """
 
     def __init__(
@@ -172,28 +177,37 @@ class NoisyMR(CroppedDataset):
         noise: tuple[float, float] = (0.02, 0.14),
         own_noise: float = 0.025,
         clean_share: float = 0.2,
+        dark_air: float = 0.0,
     ) -> None:
         super().__init__(length, crop, seed)
-        self.noise, self.own_noise, self.clean_share = noise, own_noise, clean_share
+        self.noise, self.own_noise, self.clean_share, self.dark_air = noise, own_noise, clean_share, dark_air
         self.content = mr_slices(split)
 
     def draw(self, generator: torch.Generator) -> Sample:
         """See `SeededDataset.draw`."""
         clean = self.content.sample(self.crop, generator, zoom=(0.6, 2.0)).clamp(min=0.0)
         clean = vary_mr(clean, generator)
+        body = torch.ones_like(clean)
+        if self.dark_air and _chance(self.dark_air, generator):
+            # Tissue and what lies within 3 pixels of it.
+            body = F.max_pool2d((clean > 0.05).float()[None], 7, stride=1, padding=3)[0]
         if self.own_noise and _chance(0.9, generator):
             own = self.own_noise * torch.rand((), generator=generator).item()
             clean = torch.from_numpy(rician_noise(clean.numpy(), own, generator))
         scale = 0.85 + 0.4 * torch.rand((), generator=generator).item()
         if _chance(self.clean_share, generator):
-            return Sample(clean, clean, scale, "mr")
+            return Sample(clean * body, clean * body, scale, "mr")
         low, high = self.noise
         sd = low + (high - low) * torch.rand((), generator=generator).item()
-        return Sample(torch.from_numpy(rician_noise(clean.numpy(), sd, generator)), clean, scale, "mr")
+        noisy = torch.from_numpy(rician_noise(clean.numpy(), sd, generator))
+        return Sample(noisy * body, clean * body, scale, "mr")
 
 
 class PhantomPairs(CroppedDataset):
     """Synthetic phantoms with white noise: needs no download; for tests and the tiny configuration."""
+
+    # Every sample is another phantom.
+    independent = True
 
     def __init__(self, length: int = 16, crop: int = 32, seed: int = 0, sd: float = 40.0) -> None:
         super().__init__(length, crop, seed)

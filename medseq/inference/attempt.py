@@ -14,12 +14,20 @@ __all__ = ["attempt"]
 logger = logging.getLogger(__name__)
 
 
-def attempt(task: ItemTask, predictor: Predictor, gate: Gate, should_stop: Callable[[], bool], worker: str) -> Report:
+def attempt(
+    task: ItemTask,
+    predictor: Predictor,
+    gate: Gate,
+    should_stop: Callable[[], bool],
+    worker: str,
+    *,
+    background: bool = False,
+) -> Report:
     """Compute an item into its staging folder; what goes wrong is in the report, and leaves nothing there."""
     shutil.rmtree(task.stage, ignore_errors=True)
     try:
         task.stage.mkdir(parents=True)
-        guarded = GatedPredictor(predictor, gate, memory=task.memory, smaller=task.smaller)
+        guarded = GatedPredictor(predictor, gate, memory=task.memory, smaller=task.smaller, background=background)
         return Report(task.item_id, worker, run_item(task, guarded, should_stop))
     except Stopped:
         report = Report(task.item_id, worker, code=STOPPED)

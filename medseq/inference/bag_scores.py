@@ -66,6 +66,12 @@ class Scores:
         found |= {name: value for name, value in more.items() if value is not None}
         return found | {"instances": float(self.instances)}
 
+    def measured(self) -> dict[str, float]:
+        """The numbers of a structured report, by names for people."""
+        found = {f"P({name})": value for name, value in zip(self.classes, self.probabilities, strict=True)}
+        more = {"risk": self.risk, "distance from training bags": self.distance}
+        return found | {name: value for name, value in more.items() if value is not None}
+
     def flags(self) -> list[Flag]:
         """What a reader must know of these scores."""
         found = []

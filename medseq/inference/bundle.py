@@ -22,6 +22,7 @@ from medseq.errors import BundleError, OutputError
 from medseq.inference.bundle_classes import build_class, is_transform, require_trust
 from medseq.inference.bundle_schema import BundleConfig, parse_yaml, validate_config
 from medseq.inference.zoo import unknown_bundle, zoo_folder, zoo_names
+from medseq.io.plain_text import plain_json
 
 if TYPE_CHECKING:
     import torch
@@ -100,14 +101,17 @@ class Bundle:
         _require_digest(hashlib.sha256(data).hexdigest(), weights.sha256, where)
         return data
 
-    def transforms(self) -> list[Any]:
+    def transforms(self, modality: str | None = None) -> list[Any]:
         """The `preprocess` chain, built: each has ``fit``, ``apply`` and ``invert`` (`medseq.data.transforms`).
+
+        Args:
+            modality: Of a bundle for several modalities: whose chain.
 
         Raises:
             BundleError: An entry is not a transform.
         """
         where, chain = self.config.name, []
-        for spec in self.config.preprocess:
+        for spec in self.config.preprocess_for(modality):
             transform = build_class(spec, where=where, trust_packages=self.trust_packages)
             if not is_transform(type(transform)):
                 raise BundleError("preprocess entry is not a transform", where=where, found=spec.class_path)
@@ -132,7 +136,8 @@ def load_bundle(source: str | os.PathLike[str], *, trust_packages: Iterable[str]
     _require_digest(digest, config.weights.sha256, config.name)
     _read_metadata(folder, config.name)
     trust = tuple(trust_packages)
-    for spec in (config.model, *config.preprocess):
+    chains = [config.preprocess, *config.preprocess_of.values()]
+    for spec in (config.model, *(spec for chain in chains for spec in chain)):
         require_trust(spec, trust, config.name)
     return Bundle(folder, config, _bundle_hash(text, digest), trust)
 
@@ -247,7 +252,7 @@ def _read_metadata(folder: Path, where: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        metadata = json.loads(_read(path, where))
+        metadata = plain_json(_read(path, where))
     except ValueError:
         raise BundleError("metadata.json is not readable", where=where, wanted="JSON in UTF-8") from None
     if not isinstance(metadata, dict):

@@ -7,15 +7,14 @@ are refused too: a few lines of them expand to gigabytes.
 import re
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from medseq.errors import BundleError
+from medseq.io.plain_text import MAX_TEXT_BYTES, plain_yaml
 from medseq.io.volume import Modality, Units
 
 __all__ = ["BundleConfig", "ClassSpec", "parse_yaml", "validate_config"]
 
-_MAX_YAML_BYTES = 1 << 20
 _CLASS_PATH = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"
 
 # `units: 1` is a number in YAML; the unit is called "1".
@@ -61,11 +60,15 @@ class Range(_Strict):
 
 
 class InputSpec(_Strict):
-    """What the model may be given. `channels` is what the network sees after `preprocess`."""
+    """What the model may be given.
+
+    `channels` is what the network sees after `preprocess`; `units_of` gives the units of modalities that have others.
+    """
 
     kind: Literal["volume", "kspace", "slide", "bag"]
     modality: list[Modality] = []
     units: UnitName = "1"
+    units_of: dict[Modality, UnitName] = {}
     channels: int = Field(1, ge=1)
     context_slices: int = Field(0, ge=0)
     spacing_mm: Range | None = None
@@ -123,7 +126,10 @@ class CheckSpec(_Strict):
 
 
 class BundleConfig(_Strict):
-    """The content of ``bundle.yaml``, format 1."""
+    """The content of ``bundle.yaml``, format 1.
+
+    `preprocess_of` gives the chains of modalities that have another one than `preprocess`: one model for several.
+    """
 
     format: Literal[1]
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
@@ -133,26 +139,19 @@ class BundleConfig(_Strict):
     weights: WeightsSpec
     input: InputSpec
     preprocess: list[ClassSpec] = []
+    preprocess_of: dict[Modality, list[ClassSpec]] = {}
     inference: InferenceSpec = InferenceSpec()
     output: OutputSpec = OutputSpec()
     checks: list[CheckSpec] = []
     valid_range: Range | None = None
 
+    def units_for(self, modality: str | None) -> Units:
+        """The units in which the model takes a modality."""
+        return self.input.units_of.get(modality, self.input.units)  # type: ignore[call-overload]
 
-class _Loader(yaml.SafeLoader):
-    """Plain YAML: no aliases, no repeated keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not allowed")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = {str(key) for key in keys if keys.count(key) > 1}
-        if repeated:
-            raise yaml.YAMLError(f"repeated keys: {', '.join(sorted(repeated))}")
-        return super().construct_mapping(node, deep=deep)
+    def preprocess_for(self, modality: str | None) -> list[ClassSpec]:
+        """The chain of a modality."""
+        return self.preprocess_of.get(modality, self.preprocess)  # type: ignore[call-overload]
 
 
 def parse_yaml(text: bytes, *, where: str) -> dict[str, Any]:
@@ -161,13 +160,12 @@ def parse_yaml(text: bytes, *, where: str) -> dict[str, Any]:
     Raises:
         BundleError: Not YAML, not a mapping, with aliases or repeated keys, or larger than 1 MiB.
     """
-    if len(text) > _MAX_YAML_BYTES:
+    if len(text) > MAX_TEXT_BYTES:
         raise BundleError("bundle.yaml is too large", where=where, found=f"{len(text)} bytes", wanted="1 MiB at most")
     try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506  (_Loader is a SafeLoader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        reason = str(getattr(error, "problem", None) or error).splitlines()[0][:200]
-        raise BundleError(f"bundle.yaml is not readable: {reason}", where=where) from None
+        data = plain_yaml(text)
+    except ValueError as error:
+        raise BundleError(f"bundle.yaml is not readable: {error}", where=where) from None
     if not isinstance(data, dict):
         raise BundleError("bundle.yaml holds no mapping", where=where, found=type(data).__name__, wanted="keys: values")
     return data

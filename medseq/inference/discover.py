@@ -5,11 +5,12 @@ one that leaves the root would read what was never given, one that stays inside 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medseq.errors import BackendError, InputError
+from medseq.errors import BackendError, InputError, MedseqError
 from medseq.inference.choice import Choice
 from medseq.inference.discover_kspace import discover_kspace
 from medseq.inference.discover_mil import discover_mil
@@ -45,6 +46,9 @@ def discover(
     fft: str | None = None,
     sens_maps: Path | None = None,
     choice: Choice | None = None,
+    *,
+    links: Collection[Path] = (),
+    broken: Mapping[Path, MedseqError] | None = None,
 ) -> Iterator[Found]:
     """Walk `source` (a folder or one file) and yield its items; DICOM last, since a series is known only at the end.
 
@@ -54,18 +58,22 @@ def discover(
         fft: Fourier convention of raw data, where the caller knows it better than the files.
         sens_maps: Sensitivity maps for raw data, a file or a folder: not scans, should they lie in the input.
         choice: Which files the caller wants; default: all.
+        links: Links below `source` that stand for what they lead to; all others are refused.
+        broken: Archives below it that could not be unpacked, and why (`medseq.inference.input_place`).
 
     Raises:
         InputError: The input does not exist.
     """
     root, choice = input_root(source), choice or Choice()
     candidates: list[Path] = []
-    entries = walk(root) if source.is_dir() else iter([(source.resolve(), None)])
+    entries = walk(root, links) if source.is_dir() else iter([(source.resolve(), None)])
     for path, refusal in entries:
         if refusal is not None:
             yield refused_item(root, path, *refusal)
         elif not choice.wants(relative(root, path)):
             yield refused_item(root, path, "skipped", "excluded", "left out by --include or --exclude")
+        elif broken and path in broken:
+            yield broken_item(root, (path,), label(relative(root, path)), broken[path], "other")
         elif inputs == "volume" and path.name.lower().endswith(_NIFTI):
             yield from _nifti(root, path)
         else:
@@ -78,8 +86,12 @@ def discover(
         yield from _dicom(root, candidates)
 
 
-def walk(root: Path) -> Iterator[tuple[Path, tuple[Refusal, str, str] | None]]:
+def walk(root: Path, links: Collection[Path] = ()) -> Iterator[tuple[Path, tuple[Refusal, str, str] | None]]:
     """Files below `root`, depth first and sorted by name, each with None or the reason why it is left out.
+
+    Args:
+        root: A folder.
+        links: Links that stand for what they lead to; all others are refused.
 
     Yields:
         Path and ``(state, reason code, reason)``; a hidden folder or a link is one entry.
@@ -92,18 +104,27 @@ def walk(root: Path) -> Iterator[tuple[Path, tuple[Refusal, str, str] | None]]:
         return
     for entry in entries:
         path = Path(entry.path)
+        kind = _kind(path.readlink() if path in links else path)
         if not _is_text(entry.name):
             yield path, ("failed", "name", "the file's name is not UTF-8; rename it")
         elif entry.name.startswith("."):
             yield path, ("skipped", "hidden", "hidden files and folders are not read")
-        elif entry.is_symlink():
+        elif kind == stat.S_IFLNK:
             yield path, ("skipped", "link", "links are not followed; give the folder that holds the file itself")
-        elif entry.is_dir(follow_symlinks=False):
-            yield from walk(path)
-        elif entry.is_file(follow_symlinks=False):
+        elif kind == stat.S_IFDIR:
+            yield from walk(path, links)
+        elif kind == stat.S_IFREG:
             yield path, None
         else:
             yield path, ("skipped", "special", "not a regular file")
+
+
+def _kind(path: Path) -> int:
+    """Type of a file, of a link the link itself; 0 if it is gone."""
+    try:
+        return stat.S_IFMT(path.lstat().st_mode)
+    except OSError:
+        return 0
 
 
 def open_input(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from medseq.errors import InputError, MedseqError
 from medseq.inference.found import Found, broken_item, file_rows, item_id, refused_item, relative
+from medseq.inference.h5_guard import require_openable
 from medseq.inference.recon_maps import maps_files, maps_of
 from medseq.io.privacy import label
 
@@ -34,9 +35,10 @@ def discover_kspace(
 
     main: list[Path] = []
     maps = set() if sens_maps is None else {path.resolve() for path in maps_files(sens_maps)}
-    for path in [path for path in paths if path in maps]:
+    given = {path for path in paths if maps and path.resolve() in maps}
+    for path in [path for path in paths if path in given]:
         yield refused_item(root, path, "skipped", "sens-maps", "sensitivity maps for other files, as the caller said")
-    paths = [path for path in paths if path not in maps]
+    paths = [path for path in paths if path not in given]
     for path in paths:
         try:
             main += kspace_files([path])
@@ -49,6 +51,7 @@ def discover_kspace(
     companions: set[Path] = set()
     for path in main:
         try:
+            require_openable(path, "kspace", fft)
             readers = open_kspace_items(path, fft=fft)
         except MedseqError as error:
             yield _broken(root, path, error)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from medseq.errors import InputError, MedseqError
 from medseq.inference.found import Found, broken_item, file_rows, item_id, refused_item, relative
+from medseq.inference.h5_guard import require_openable
 from medseq.inference.mil_item import MILItem
 from medseq.io.features import Bag
 from medseq.io.features_open import BAG_SUFFIXES, open_bag
@@ -105,6 +106,7 @@ def _slide_files(slide: Path, groups: dict[Path, list[Path]], dicom: set[Path]) 
 def _bag(root: Path, path: Path, files: list[Path], slide: Path | None) -> Found:
     relpath = relative(root, path)
     try:
+        require_openable(path, "bag")
         open_bag(path)
     except MedseqError as error:
         return broken_item(root, files, label(relpath), error, "bag")

@@ -13,7 +13,7 @@ from medseq.inference.device import require_device
 from medseq.inference.encoders import EncoderInfo, Preprocess, require_features, require_tiles, sha256_of
 from medseq.io.privacy import path_label
 
-__all__ = ["TorchEncoder", "huggingface_encoder", "timm_encoder"]
+__all__ = ["TorchEncoder", "huggingface_encoder", "timm_encoder", "read_tensors"]
 
 _WEIGHTS = "model.safetensors"
 
@@ -158,7 +158,7 @@ def _load(network: nn.Module, path: Path) -> None:
     where = path_label(path)
     if not path.is_file():
         raise InputError("no such weights", where=where, wanted="a .safetensors or .pt file")
-    state = _read_state(path, where)
+    state = read_tensors(path, where)
     for key in ("state_dict", "model"):
         if isinstance(state.get(key), dict):
             state = state[key]
@@ -171,7 +171,12 @@ def _load(network: nn.Module, path: Path) -> None:
     network.load_state_dict({key: state[key] for key in wanted})
 
 
-def _read_state(path: Path, where: str) -> dict[str, Any]:
+def read_tensors(path: Path, where: str) -> dict[str, Any]:
+    """A state dict from ``.safetensors`` or what torch wrote; no code in it is run.
+
+    Raises:
+        FormatError: Not such a file, or it holds more than tensors.
+    """
     import pickle
 
     from safetensors import SafetensorError

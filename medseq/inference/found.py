@@ -1,6 +1,7 @@
 """What discovery says of one input: its item, or why it is none. No pixels, no torch."""
 
 import hashlib
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Literal
 
 from medseq.errors import MedseqError
 from medseq.inference.ledger_schema import FileRow
+from medseq.inference.unpack import FOLDER
 from medseq.io.privacy import label
 
 __all__ = ["Found", "Refusal", "broken_item", "file_rows", "item_id", "refused_item", "relative"]
@@ -59,6 +61,9 @@ def file_rows(root: Path, paths: Iterable[Path]) -> tuple[FileRow, ...]:
     for path in paths:
         try:
             status = path.lstat()
+            if stat.S_ISLNK(status.st_mode) and root.name == FOLDER and path.parent == path.parent.resolve():
+                # Not the input's own link: it stands for a file beside an unpacked archive.
+                status = path.readlink().lstat()
         except FileNotFoundError:
             continue
         rows.append(FileRow(relative(root, path), status.st_size, status.st_mtime_ns))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from medseq.errors import MemoryLimitError
+from medseq.inference.background import BackgroundWriter
 from medseq.inference.predictor import Estimate, Flag, Prediction, Predictor, Sink
 
 __all__ = ["Gate", "GatedPredictor"]
@@ -66,10 +67,20 @@ class GatedPredictor:
         gate: Shared by all items of a process.
         memory: Bytes that an item may take beyond the loaded model; None for no limit.
         smaller: How many times the footprint is reduced, after an item that did not fit.
+        background: Volumes are written by threads of their own (`medseq.inference.background`).
     """
 
-    def __init__(self, predictor: Predictor, gate: Gate, *, memory: int | None = None, smaller: int = 0) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        gate: Gate,
+        *,
+        memory: int | None = None,
+        smaller: int = 0,
+        background: bool = False,
+    ) -> None:
         self._predictor, self._gate, self._memory, self._smaller = predictor, gate, memory, smaller
+        self._background = background
         self.accepts = predictor.accepts
 
     def estimate(self, header: Any) -> Estimate:
@@ -88,7 +99,8 @@ class GatedPredictor:
         self._require_room(predictor.estimate(header))
         with self._gate.held():
             opened = _Opened(reader, self._gate)
-            prediction = predictor.predict(opened, _OpenedSink(sink, self._gate), should_stop=should_stop)
+            opened_sink = _OpenedSink(sink, self._gate, self._background)
+            prediction = predictor.predict(opened, opened_sink, should_stop=should_stop)
         if predictor is self._predictor:
             return prediction
         text = "memory was short: computed with smaller tiles; the last digits differ from those of larger ones"
@@ -135,17 +147,26 @@ class _Opened:
 class _OpenedSink:
     """A sink whose writers open the gate."""
 
-    def __init__(self, sink: Sink, gate: Gate) -> None:
-        self._sink, self._gate = sink, gate
+    def __init__(self, sink: Sink, gate: Gate, background: bool) -> None:
+        self._sink, self._gate, self._background = sink, gate, background
 
     def volume(self, role: Any) -> Any:
-        return _Opened(self._sink.volume(role), self._gate)
+        return self._opened(self._sink.volume(role))
 
     def series(self, label: str) -> Any:
-        return _Opened(self._sink.series(label), self._gate)
+        return self._opened(self._sink.series(label))
 
     def file(self, role: Any, suffix: str) -> Any:
         return self._sink.file(role, suffix)
 
+    def object(self, role: Any) -> Any:
+        return self._sink.object(role)
+
+    def provenance(self, role: Any) -> Any:
+        return self._sink.provenance(role)
+
     def seen(self, plane: int, image: Any) -> None:
         self._sink.seen(plane, image)
+
+    def _opened(self, writer: Any) -> Any:
+        return BackgroundWriter(writer, self._gate.open) if self._background else _Opened(writer, self._gate)

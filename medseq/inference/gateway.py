@@ -49,7 +49,8 @@ class Gateway:
     Attributes:
         spool: Its folders.
         routes: What goes where.
-        quiet_s: A study is complete when nothing has arrived for so long.
+        quiet_s: A study is complete when nothing has arrived for so long while somebody listened: after a restart
+            senders get the time to come again.
         attempts: How often a job is tried before it is given up.
         wait_s: First wait between attempts; it doubles.
         purge_after_s: Done jobs are deleted after so long; None keeps them.
@@ -81,6 +82,7 @@ class Gateway:
     interrupted: bool = False
 
     def __post_init__(self) -> None:
+        self._since = self.clock()
         if any(d.commit for d in self.routes.destinations.values()) and self.receiver is None:
             raise InputError("storage commitment needs the receiver", where="destinations")
         for name, destination in self.routes.destinations.items():
@@ -122,9 +124,10 @@ class Gateway:
         if ready:
             self._attempt(ready[0])
             return True
+        # A clock that was set back must not hold a study for ever.
+        self._since = min(self._since, now)
         for study, changed in self.spool.waiting().items():
-            # A clock that was set back must not hold a study for ever.
-            if now - changed >= self.quiet_s or changed > now + 1:
+            if now - max(changed, self._since) >= self.quiet_s or changed > now + 1:
                 self._attempt(self.spool.claim(study))
                 return True
         return False

@@ -16,6 +16,8 @@ ITEM_COLUMNS = (
     "coalesce(metrics_json, '{}'), coalesce(flags_json, '[]')"
 )
 
+_PAGE = 500
+
 
 class LedgerRows:
     """What an open ledger tells; `medseq.inference.ledger.Ledger` adds what changes it."""
@@ -46,13 +48,16 @@ class LedgerRows:
 
     def items(self, *states: State) -> Iterator[ItemRow]:
         """Items in the order of discovery, one at a time; all states if none is named."""
-        where = f"WHERE state IN ({marks(states)})" if states else ""
-        # The ids first: the caller may change rows while it iterates.
-        ids = [row[0] for row in self._connection.execute(f"SELECT id FROM item {where} ORDER BY rowid", states)]
-        for item_id in ids:
-            item = self.item(item_id)
-            if item is not None:
-                yield item
+        where = f"AND state IN ({marks(states)})" if states else ""
+        query = f"SELECT rowid, id FROM item WHERE rowid>? {where} ORDER BY rowid LIMIT {_PAGE}"
+        last = -1
+        # Ids first, some at a time: the caller may change rows while it iterates.
+        while rows := self._connection.execute(query, (last, *states)).fetchall():
+            last = rows[-1][0]
+            for _, item_id in rows:
+                item = self.item(item_id)
+                if item is not None:
+                    yield item
 
     def placed(self, ids: Sequence[str] | None = None) -> Iterator[tuple[int, ItemRow]]:
         """Items with their place in the order of discovery, in one query; all, or those of `ids`."""

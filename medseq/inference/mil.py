@@ -2,7 +2,8 @@
 
 A bag larger than `chunk` instances is streamed where the model allows it, so memory does not grow with the bag. Written
 are ``scores.json``, ``attention.h5``, and, where the places of the patches are known, the heat map as pyramidal
-TIFF, GeoJSON and PNG; with the slide at hand also its patches with the highest values.
+TIFF, GeoJSON and PNG; with the slide at hand also its patches with the highest values. A DICOM slide also gets its
+scores as a structured report, and the heat map as a Secondary Capture.
 """
 
 import json
@@ -22,8 +23,9 @@ from medseq.inference.heatmap import colours, heat_map, percentiles
 from medseq.inference.heatmap_files import contact_sheet, over_thumbnail, patch_features, write_geojson
 from medseq.inference.mil_attribution import gradient, occlusion
 from medseq.inference.mil_item import MILItem
-from medseq.inference.mil_params import AttributionName, MILParams
+from medseq.inference.mil_params import AttributionName, FormatName, MILParams
 from medseq.inference.mil_stream import can_stream, stream_bag
+from medseq.inference.outputs_dicom import is_dicom, write_mil_objects
 from medseq.inference.predictor import Estimate, Output, Prediction, Role, Sink, Stopped
 from medseq.inference.run_folder import write_text
 from medseq.io.attention_h5 import write_attention
@@ -57,6 +59,7 @@ class MILPredictor:
         top: Same.
         mpp: Same.
         encoder: Same.
+        format: Same.
         chunk: Same.
 
     Raises:
@@ -75,10 +78,11 @@ class MILPredictor:
         top: int | None = None,
         mpp: float | None = None,
         encoder: str | None = None,
+        format: FormatName | None = None,
         chunk: int | None = None,
     ) -> None:
         self._params = MILParams.resolve(
-            bundle.config, attribution=attribution, top=top, mpp=mpp, encoder=encoder, chunk=chunk
+            bundle.config, attribution=attribution, top=top, mpp=mpp, encoder=encoder, format=format, chunk=chunk
         )
         self._bundle, self._config, self._device = bundle, bundle.config, require_device(device)
         self._model = bundle.build_model(self._device)
@@ -121,6 +125,9 @@ class MILPredictor:
             values[shown] = self._attribute(bag)
         outputs = [self._write_scores(sink, scores)]
         outputs += self._write_patches(sink, bag, values, shown, reader.slide)
+        if self._params.format == "dicom" or is_dicom(reader.slide):
+            picture = next((one.paths[0] for one in outputs if (one.role, one.kind) == ("overlay", "png")), None)
+            outputs += write_mil_objects(sink, reader.name, reader.slide, scores.measured(), picture)
         metrics = scores.metrics() | {"seconds": time.perf_counter() - started}
         self._seconds_per_instance = metrics["seconds"] / scores.instances
         return Prediction(tuple(outputs), metrics, tuple(flags))

@@ -6,10 +6,11 @@ from typing import Any, Literal, get_args
 from medseq.errors import BundleError, InputError
 from medseq.inference.bundle_schema import BundleConfig
 
-__all__ = ["AttributionName", "MILParams"]
+__all__ = ["AttributionName", "FormatName", "MILParams"]
 
 # What heat maps show; `medseq.inference.mil_attribution` computes it.
 AttributionName = Literal["attention", "gradient", "occlusion"]
+FormatName = Literal["auto", "dicom"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class MILParams:
         top: Patches on the contact sheet.
         mpp: Microns per pixel of slides that do not say.
         encoder: Encoder of slides: the bundle's name of it, or a file of its weights.
+        format: ``auto`` (DICOM objects of DICOM slides) or ``dicom`` (of all).
         chunk: Instances in memory at a time, where the model can be run in pieces.
     """
 
@@ -28,6 +30,7 @@ class MILParams:
     top: int = 12
     mpp: float | None = None
     encoder: str | None = None
+    format: FormatName = "auto"
     chunk: int = 8192
 
     @classmethod
@@ -52,6 +55,8 @@ class MILParams:
         params = cls(**given)
         if params.attribution not in get_args(AttributionName):
             raise InputError("unknown attribution", found=params.attribution, wanted="attention, gradient, occlusion")
+        if params.format not in get_args(FormatName):
+            raise InputError("unknown format", found=params.format, wanted="auto or dicom")
         if not 1 <= params.top <= 200 or params.chunk < 1 or (params.mpp is not None and not 0.01 <= params.mpp <= 100):
             raise InputError("an option out of range", found=f"top {params.top}, mpp {params.mpp}")
         return params

@@ -21,7 +21,7 @@ def mil_view(outputs: Sequence[Output]) -> dict[str, Any]:
     """Scores and pictures of one item, JSON-ready."""
     view: dict[str, Any] = {"kind": "bag", "pictures": {}}
     for output in outputs:
-        if output.role == "scores":
+        if (output.role, output.kind) == ("scores", "json"):
             view["scores"] = json.loads(output.paths[0].read_text("utf-8"))
         elif output.kind == "png":
             view["pictures"][output.role] = base64.b64encode(output.paths[0].read_bytes()).decode("ascii")

@@ -15,6 +15,7 @@ import numpy as np
 
 from medseq.errors import OutputError
 from medseq.inference.ledger_schema import OutputRow
+from medseq.inference.outputs_dicom import SeriesWithMap
 from medseq.inference.predictor import Role
 from medseq.io import atomic
 from medseq.io.volume import VolumeHeader, VolumeReader, VolumeWriter
@@ -78,6 +79,11 @@ class Layout:
         stem = source.name[: -len(suffix)]
         return source.with_name(f"{stem}{suffix}" if role == "result" else f"{stem}_{role}{suffix}")
 
+    def object(self, name: str) -> PurePosixPath:
+        """A DICOM object that is no series of images; it has a folder, which moves as a whole."""
+        folder = PurePosixPath() if self.names == "id" else PurePosixPath(self.first).parent
+        return folder / self.item_id / name / "0001.dcm"
+
     @property
     def series(self) -> PurePosixPath:
         """Folder of the DICOM series that raw data became."""
@@ -137,6 +143,21 @@ class ItemSink:
         self._result = _TappedWriter(writer, self._plane)
         return self._result
 
+    def object(self, role: Role) -> Path:
+        """Where to write a DICOM object of a role; see `Layout.object`."""
+        path = self._stage / self._layout.object(role)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def provenance(self, role: Role) -> Any:
+        """`medseq.io.dicom_derive.Provenance` of a role."""
+        from medseq.io.dicom_derive import Provenance
+
+        ids = self._identity
+        return Provenance(
+            ids.bundle_name, ids.bundle_hash, ids.params_hash, ids.version, role, created_utc=ids.created_utc
+        )
+
     def series(self, label: str) -> VolumeWriter:
         """A writer for raw data as DICOM; see `medseq.inference.predictor.Sink`."""
         from medseq.io.dicom_raw import RawDicomWriter
@@ -169,7 +190,7 @@ class ItemSink:
             from medseq.io.dicom import DicomSeriesWriter
 
             ids = self._identity
-            return DicomSeriesWriter(
+            series = DicomSeriesWriter(
                 path,
                 bundle_name=ids.bundle_name,
                 bundle_hash=ids.bundle_hash,
@@ -178,6 +199,12 @@ class ItemSink:
                 role=role,
                 created_utc=ids.created_utc,
             )
+            if role not in ("difference", "uncertainty"):
+                return series
+            from medseq.io.dicom_map import ParametricMapWriter
+
+            exact = self._stage / self._layout.object(f"{role}_map")
+            return SeriesWithMap(series, ParametricMapWriter(exact, self.provenance(role)))
         from medseq.io.nifti import NiftiWriter
 
         # A difference of unsigned integers has a sign: it never takes over the source's stored type.
@@ -195,6 +222,10 @@ class _TappedWriter:
     @property
     def clipped(self) -> int:
         return int(getattr(self._writer, "clipped", 0))
+
+    @property
+    def coarse(self) -> bool:
+        return bool(getattr(self._writer, "coarse", False))
 
     def begin(self, header: VolumeHeader) -> None:
         self.header = header
@@ -267,6 +298,8 @@ def publish(stage: Path, out: Path, layout: Layout, rows: Sequence[OutputRow]) -
         moves = {row.relpath.rpartition("/")[0] if row.relpath.endswith(".dcm") else row.relpath for row in rows}
     for move in sorted(moves):
         atomic.clear(out / move)
+        # Names that were only written so far (`medseq.io.atomic.names_forced_later`).
+        atomic.fsync_below(stage / move)
         atomic.publish(stage / move, out / move)
     shutil.rmtree(stage, ignore_errors=True)
 

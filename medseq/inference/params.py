@@ -14,7 +14,7 @@ __all__ = ["WORDS", "resolve_params"]
 # Task -> the words of `predict_folder` that it understands, beside those about folders and runs.
 WORDS: dict[str, tuple[str, ...]] = {
     "restore": ("strength", "tile", "overlap", "batch", "difference", "uncertainty", "resample", "modality"),
-    "mil": ("attribution", "top", "mpp", "encoder"),
+    "mil": ("attribution", "top", "mpp", "encoder", "format"),
     "recon": ("sens", "sens_maps", "fft", "virtual_coils", "orientations", "adapt"),
 }
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from medseq.errors import BackendError
 from medseq.inference.crew import STOPPED, Report, Seat
+from medseq.inference.plain_errors import as_error
 from medseq.inference.pool_process import InWork, Message, WorkerProcess
-from medseq.inference.pool_worker import as_error
 from medseq.inference.wire import result_from_plain, task_to_plain
 from medseq.inference.worker import ItemTask
 

@@ -14,16 +14,16 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from medseq import errors
 from medseq.errors import MedseqError
+from medseq.inference.plain_errors import refusal
 
-__all__ = ["BEAT_S", "as_error", "load_predictor", "main", "refusal"]
+__all__ = ["BEAT_S", "load_predictor", "main"]
 
 BEAT_S = 1.0
+_SWITCH_S = 0.0005
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ class _Lanes:
 
         while True:
             task = task_from_plain(self._tasks.get())
-            report = attempt(task, self._predictor, self._gate, self._stop.is_set, self._worker)
+            report = attempt(task, self._predictor, self._gate, self._stop.is_set, self._worker, background=True)
             plain = None if report.result is None else result_to_plain(report.result)
             words = {"item": report.item_id, "code": report.code, "reason": report.reason}
             self._answer.send({**words, "result": plain})
@@ -129,6 +129,8 @@ def _set_up(hello: dict[str, Any], answer: _Replies) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     _die_with_parent(int(hello["parent"]))
+    # A lane that computes must not wait 5 ms for the interpreter whenever the other one prepares a picture.
+    sys.setswitchinterval(_SWITCH_S)
     warnings.simplefilter("ignore")
     ours = logging.getLogger("medseq")
     ours.setLevel(int(hello["log_level"]))
@@ -170,22 +172,3 @@ def load_predictor(hello: dict[str, Any]) -> Any:
         raise BundleError("the bundle changed during the run", where=bundle.config.name, remedy="start a new run")
     mapped = Path(hello["mapped"]) if hello["mapped"] else None
     return predictor_for(replace(bundle, mapped=mapped), hello["device"], hello["params"])
-
-
-def refusal(error: MedseqError) -> dict[str, Any]:
-    """An error as plain values; `as_error` makes it one again."""
-    words = {"where": error.where, "found": error.found, "wanted": error.wanted}
-    return {
-        "type": type(error).__name__,
-        "what": error.what,
-        "remedy": error.remedy,
-        **{key: None if value is None else str(value) for key, value in words.items()},
-    }
-
-
-def as_error(parts: Mapping[str, Any]) -> MedseqError:
-    """The error that a worker met when it loaded the model."""
-    kind = parts["type"] if parts["type"] in errors.__all__ else "BackendError"
-    words = {key: parts.get(key) for key in ("where", "found", "wanted", "remedy")}
-    error: MedseqError = getattr(errors, kind)(parts["what"], **words)
-    return error

@@ -61,6 +61,14 @@ class Sink(Protocol):
         """A `VolumeWriter` for the result of raw data as DICOM; `label` tells items of one file apart."""
         ...
 
+    def object(self, role: Role) -> Path:
+        """Where to write a DICOM object of this role that is no series of images."""
+        ...
+
+    def provenance(self, role: Role) -> Any:
+        """Who makes it, of what and when: `medseq.io.dicom_derive.Provenance`."""
+        ...
+
     def file(self, role: Role, suffix: str) -> Path:
         """Where to write a file of this role that is no volume."""
         ...

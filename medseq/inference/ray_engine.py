@@ -18,8 +18,8 @@ from typing import Any
 
 from medseq.errors import BackendError, MedseqError
 from medseq.inference.crew import STOPPED, Report, Seat
+from medseq.inference.plain_errors import as_error
 from medseq.inference.pool import LANES
-from medseq.inference.pool_worker import as_error
 from medseq.inference.wire import result_from_plain, task_to_plain
 from medseq.inference.worker import ItemTask
 from medseq.io import privacy
@@ -44,7 +44,8 @@ class _Actor:
         import ray
 
         from medseq.inference.gated import Gate
-        from medseq.inference.pool_worker import load_predictor, refusal
+        from medseq.inference.plain_errors import refusal
+        from medseq.inference.pool_worker import load_predictor
         from medseq.io.privacy import show_identifiers
 
         os.environ["MEDSEQ_SALT"] = self._hello["salt"]

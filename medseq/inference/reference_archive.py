@@ -12,6 +12,7 @@ from typing import Any
 
 from medseq.errors import BundleError
 from medseq.inference.reference_cirim import KEYS
+from medseq.io.plain_text import plain_yaml
 
 __all__ = ["is_archive", "read_archive", "without_training"]
 
@@ -97,11 +98,9 @@ def without_training(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _config(content: bytes, where: str) -> dict[str, Any]:
     """The network's words: atommic puts them at the top of the model's configuration, among those of training."""
-    import yaml
-
     try:
-        found = yaml.safe_load(content.decode("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        found = plain_yaml(content)
+    except ValueError:
         raise BundleError("the configuration of the archive is not YAML", where=where, found=_CONFIG) from None
     if isinstance(found, Mapping) and isinstance(found.get("model"), Mapping):
         found = found["model"]

@@ -6,15 +6,16 @@ was computed.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medseq.errors import FormatError
 from medseq.inference.mil_report import calibration_plot, mil_card
 
-__all__ = ["item_card", "page", "render_report", "report_from_json"]
+__all__ = ["item_card", "page", "render_report", "report_from_json", "report_parts"]
 
 # A page of more cards no longer opens quickly; report.json always has all.
 _MOST_CARDS = 500
@@ -40,27 +41,36 @@ def report_from_json(path: str | Path) -> str:
 
 
 def render_report(report: Mapping[str, Any]) -> str:
-    """The HTML page of a report (see `medseq.inference.report_json.build_report`).
+    """The HTML page of a report that is in memory (see `medseq.inference.report_json.Report`).
 
     Raises:
         FormatError: Another schema.
     """
     if report.get("schema") != 1:
         raise FormatError("the report has another schema", found=report.get("schema"), wanted=1)
-    run, items = report["run"], report["items"]
-    by_state = {state: [item for item in items if item["state"] == state] for state in ("failed", "done", "skipped")}
-    parts = [
-        _header(report),
-        f"<h2>Failed <span class='n'>{len(by_state['failed'])}</span></h2>{_hidden_names(by_state['failed'])}",
-        _cards(by_state["failed"], _failed_card, "Nothing failed."),
-        f"<h2>Results <span class='n'>{len(by_state['done'])}</span></h2>",
-        f"<p class='quiet'>{_pictures_note(report)}</p>{_calibration(run['bundle'])}<br>",
-        _cards(by_state["done"], _done_card, "No item was finished."),
-        _skipped(by_state["skipped"]),
-        _computed(report),
-    ]
-    title = f"{run['bundle']['name']} {run['bundle']['version']}: report"
-    return page(title, report["notice"], "".join(parts))
+    return "".join(report_parts(report, lambda state: (item for item in report["items"] if item["state"] == state)))
+
+
+def report_parts(
+    report: Mapping[str, Any], items: Callable[[Literal["failed", "done", "skipped"]], Iterable[Mapping[str, Any]]]
+) -> Iterator[str]:
+    """The HTML page piece by piece, so that a run of any size can be told.
+
+    Args:
+        report: A report; its items are not looked at.
+        items: Its items in a state, in order.
+    """
+    run, counts = report["run"], report["counts"]
+    head, tail = page(f"{run['bundle']['name']} {run['bundle']['version']}: report", report["notice"], "\0").split("\0")
+    yield head + _header(report)
+    yield f"<h2>Failed <span class='n'>{counts.get('failed', 0)}</span></h2>"
+    yield _hidden_names(items("failed"))
+    yield from _cards(items("failed"), counts.get("failed", 0), _failed_card, "Nothing failed.")
+    yield f"<h2>Results <span class='n'>{counts.get('done', 0)}</span></h2>"
+    yield f"<p class='quiet'>{_pictures_note(report)}</p>{_calibration(run['bundle'])}<br>"
+    yield from _cards(items("done"), counts.get("done", 0), _done_card, "No item was finished.")
+    yield _skipped(items("skipped"))
+    yield _computed(report) + tail
 
 
 def page(title: str, notice: str, body: str) -> str:
@@ -125,18 +135,19 @@ def _picture_note(report: Mapping[str, Any]) -> str:
     return "" if shown == done else f" Pictures of {shown} of {done} items fit into this page, those with flags first."
 
 
-def _hidden_names(failed: list[Any]) -> str:
-    if not failed or any("source" in item for item in failed):
+def _hidden_names(failed: Iterable[Mapping[str, Any]]) -> str:
+    first = next(iter(failed), None)
+    if first is None or "source" in first:
         return ""
     return "<p class='quiet'>Names of files are withheld; run again with --show-identifiers to see them here.</p><br>"
 
 
-def _cards(items: list[Any], card: Any, empty: str) -> str:
-    if not items:
-        return f"<p class='quiet'>{empty}</p>"
-    more = len(items) - _MOST_CARDS
-    rest = f"<p class='quiet'>{more} more are listed in report.json.</p>" if more > 0 else ""
-    return "".join(card(item) for item in items[:_MOST_CARDS]) + rest
+def _cards(items: Iterable[Mapping[str, Any]], count: int, card: Any, empty: str) -> Iterator[str]:
+    if not count:
+        yield f"<p class='quiet'>{empty}</p>"
+    yield from map(card, islice(items, _MOST_CARDS))
+    if count > _MOST_CARDS:
+        yield f"<p class='quiet'>{count - _MOST_CARDS} more are listed in report.json.</p>"
 
 
 def _failed_card(item: Mapping[str, Any]) -> str:
@@ -251,16 +262,16 @@ def _files(item: Mapping[str, Any]) -> str:
     return f"<details><summary>Files</summary><table>{head}<tbody>{''.join(rows)}</tbody></table></details>"
 
 
-def _skipped(items: list[Any]) -> str:
-    if not items:
-        return ""
+def _skipped(items: Iterable[Mapping[str, Any]]) -> str:
     reasons = Counter((item["reason_code"] or "other", item["reason"] or "") for item in items)
+    if not reasons:
+        return ""
     rows = "".join(
         f"<tr><td>{escape(code)}</td><td>{escape(reason)}</td><td class='n'>{count}</td></tr>"
         for (code, reason), count in reasons.most_common(100)
     )
     head = "<thead><tr><th>Why</th><th></th><th>Files</th></tr></thead>"
-    return f"<h2>Skipped <span class='n'>{len(items)}</span></h2><table>{head}<tbody>{rows}</tbody></table>"
+    return f"<h2>Skipped <span class='n'>{reasons.total()}</span></h2><table>{head}<tbody>{rows}</tbody></table>"
 
 
 def _computed(report: Mapping[str, Any]) -> str:

@@ -1,37 +1,29 @@
 """``report.json``: a whole run as plain data, from the ledger and the previews beside the results. No torch.
 
-``report.html`` is rendered from this file alone (`medseq.inference.report`). Without `show_identifiers` it holds no
-name of an input file: items go by their id and label, and results that keep source names are listed without path.
+``report.html`` is rendered from the same values alone (`medseq.inference.report`). Without `show_identifiers` it holds
+no name of an input file: items go by their id and label, and results that keep source names are listed without path.
 """
 
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from medseq.inference.ledger import ItemRow, Ledger, OutputRow
+from medseq.inference.ledger_schema import State
 from medseq.inference.preview import difference_text
 
-__all__ = ["SCHEMA", "build_report", "item_entry", "item_preview"]
+__all__ = ["SCHEMA", "Report", "item_entry", "item_preview"]
 
 SCHEMA = 1
 # Pictures of all items together, as base64: beyond it a page no longer opens quickly.
 _PICTURE_BYTES = 24 << 20
 
 
-def build_report(
-    ledger: Ledger,
-    out: Path,
-    *,
-    bundle: Mapping[str, Any],
-    environment: Mapping[str, Any],
-    finished_utc: str,
-    interrupted: bool = False,
-    show_identifiers: bool = False,
-) -> dict[str, Any]:
-    """Everything a reader of the run must know, JSON-ready.
+class Report:
+    """Everything a reader of a run must know, JSON-ready, one item at a time: a run may have more than memory holds.
 
     Args:
         ledger: The run's ledger.
@@ -42,31 +34,59 @@ def build_report(
         interrupted: The run was stopped before its end.
         show_identifiers: Tell the names of input files.
     """
-    run = ledger.run()
-    if run is None:
-        raise ValueError("a report needs a run")
-    by_id = run.params.get("names") != "source"
-    entries = [item_entry(ledger, item, by_id=by_id, show=show_identifiers) for item in ledger.items()]
-    shown = _add_pictures(ledger, out, entries)
-    return {
-        "schema": SCHEMA,
-        "notice": "Research use only. Not for diagnosis.",
-        "run": {
-            "bundle": dict(bundle),
-            "params": run.params,
-            "params_hash": run.params_hash,
-            "version": run.version,
-            "created_utc": run.created_utc,
-            "finished_utc": finished_utc,
-            "interrupted": interrupted,
-            "difference_window": difference_text(str(bundle.get("units", "1"))),
-            "items_with_pictures": shown,
-        },
-        "counts": ledger.counts(),
-        "items": entries,
-        "environment": {key: value for key, value in environment.items() if key != "operators"},
-        "doctor": {"operators": list(environment.get("operators", []))},
-    }
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        out: Path,
+        *,
+        bundle: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        finished_utc: str,
+        interrupted: bool = False,
+        show_identifiers: bool = False,
+    ) -> None:
+        run = ledger.run()
+        if run is None:
+            raise ValueError("a report needs a run")
+        self._ledger, self._out, self._show = ledger, out, show_identifiers
+        self._by_id = run.params.get("names") != "source"
+        self._pictured = _pictured(ledger, out)
+        self.facts: dict[str, Any] = {
+            "schema": SCHEMA,
+            "notice": "Research use only. Not for diagnosis.",
+            "run": {
+                "bundle": dict(bundle),
+                "params": run.params,
+                "params_hash": run.params_hash,
+                "version": run.version,
+                "created_utc": run.created_utc,
+                "finished_utc": finished_utc,
+                "interrupted": interrupted,
+                "difference_window": difference_text(str(bundle.get("units", "1"))),
+                "items_with_pictures": len(self._pictured),
+            },
+            "counts": ledger.counts(),
+            "environment": {key: value for key, value in environment.items() if key != "operators"},
+            "doctor": {"operators": list(environment.get("operators", []))},
+        }
+
+    def items(self, *states: State) -> Iterator[dict[str, Any]]:
+        """Entries of items in these states, in the order of discovery; all if none is named."""
+        for item in self._ledger.items(*states):
+            entry = item_entry(self._ledger, item, by_id=self._by_id, show=self._show)
+            if item.id in self._pictured:
+                entry["preview"] = item_preview(self._ledger, self._out, item.id)
+            yield entry
+
+    def json(self) -> Iterator[str]:
+        """The text of ``report.json``, piece by piece; an item is one line."""
+        yield from (json.dumps(self.facts, indent=1, ensure_ascii=False, allow_nan=False)[:-2], ',\n "items": [')
+        before = "\n  "
+        for entry in self.items():
+            yield before + json.dumps(entry, ensure_ascii=False, allow_nan=False)
+            before = ",\n  "
+        yield "\n ]\n}\n"
 
 
 def item_entry(ledger: Ledger, item: ItemRow, *, by_id: bool, show: bool) -> dict[str, Any]:
@@ -125,19 +145,18 @@ def _outputs(rows: list[OutputRow], *, with_path: bool) -> list[dict[str, Any]]:
     return entries
 
 
-def _add_pictures(ledger: Ledger, out: Path, entries: list[dict[str, Any]]) -> int:
-    """Put previews into their entries until the budget is used up, flagged items first; returns how many."""
-    left, shown = _PICTURE_BYTES, 0
-    done = [entry for entry in entries if entry["state"] == "done"]
-    for entry in sorted(done, key=lambda entry: not any(flag["level"] != "info" for flag in entry["flags"])):
-        row = next((row for row in ledger.outputs(entry["id"]) if row.role == "preview"), None)
-        if row is None or row.bytes > left:
-            continue
-        entry["preview"] = item_preview(ledger, out, entry["id"])
-        if entry["preview"] is None:
-            continue
-        left, shown = left - row.bytes, shown + 1
-    return shown
+def _pictured(ledger: Ledger, out: Path) -> frozenset[str]:
+    """Items whose previews fit into the budget, flagged ones first."""
+    left, chosen = _PICTURE_BYTES, []
+    for flagged in (True, False):
+        for item in ledger.items("done"):
+            if any(flag["level"] != "info" for flag in item.flags) != flagged:
+                continue
+            row = next((row for row in ledger.outputs(item.id) if row.role == "preview"), None)
+            if row is not None and row.bytes <= left and (out / row.relpath).is_file():
+                chosen.append(item.id)
+                left -= row.bytes
+    return frozenset(chosen)
 
 
 def item_preview(ledger: Ledger, out: Path, item_id: str) -> dict[str, Any] | None:

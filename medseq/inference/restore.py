@@ -19,6 +19,7 @@ from medseq.errors import BackendError, BundleError, InputError
 from medseq.inference.bundle import Bundle
 from medseq.inference.device import require_device
 from medseq.inference.fidelity import Fidelity, check_flags
+from medseq.inference.interpolated import interpolation_flags
 from medseq.inference.planes import EnlargedReader, enlarged_header, fill_padding, read_planes
 from medseq.inference.predictor import Estimate, Flag, Output, Prediction, Role, Sink, Stopped
 from medseq.inference.restore_params import RestoreParams
@@ -32,6 +33,8 @@ __all__ = ["RestorePredictor"]
 _FIT_PLANES = 16
 # Pixels that `fit` may look at: 256 MiB of float32; of one 8192 x 8192 plane, all.
 _FIT_PIXELS = 1 << 26
+# Of an enlarged image, rows or columns.
+_LARGEST_SIDE = 8192
 # What is left of a tile after memory was short several times.
 _LEAST_TILE = 64
 # Bytes a pixel in flight, for the estimate: input, result and stages, and 64 float32 channels inside the network.
@@ -81,7 +84,8 @@ class RestorePredictor:
         )
         self._config, self._device = bundle.config, require_device(device)
         self._model = bundle.build_model(self._device)
-        self._chain = bundle.transforms()
+        self._chains = {modality: bundle.transforms(modality) for modality in (None, *self._config.preprocess_of)}
+        self._chain = self._chains[None]
         self._factor = bundle.config.output.scale_factor
         self._seconds_per_pixel = 0.0
 
@@ -129,9 +133,11 @@ class RestorePredictor:
 
             reader = SuvReader(reader, suv)
         self._require_fit(reader.header)
+        self._chain = self._chains.get(reader.header.modality, self._chains[None])
         flags = [Flag(warning.code, warning.message, "info") for warning in source_warnings(reader.header)]
         flags += self._spacing_flags(reader.header) + self._grid_flags(reader.header)
         if self._factor > 1:
+            flags += interpolation_flags(reader)
             reader = EnlargedReader(reader, self._factor)
         header = reader.header
         params = self._fit(reader)
@@ -154,6 +160,9 @@ class RestorePredictor:
         metrics["seconds"] = time.perf_counter() - started
         self._seconds_per_pixel = metrics["seconds"] / (header.planes * np.prod(header.plane_shape))
         flags += check_flags(metrics, self._config.checks, self._config.valid_range)
+        if getattr(writers[0], "coarse", False):
+            text = "the result spans more than its stored type holds: it is stored in larger steps than the source's"
+            flags.append(Flag("coarse", text))
         return Prediction(tuple(outputs), metrics, tuple(flags))
 
     def _restored(
@@ -254,13 +263,20 @@ class RestorePredictor:
                 wanted=wanted,
                 remedy=f"if the images are {wanted}, pass --modality {spec.modality[0]}; else choose another bundle",
             )
-        if header.units != spec.units:
+        units = self._config.units_for(header.modality)
+        if header.units != units:
+            remedy = f"if the values are in {units}, pass --modality {(spec.modality or ['OT'])[0]}"
+            if header.source.kind == "dicom":
+                remedy = "the header must say it: for CT rescale slope, intercept and type, for PET Units"
             raise InputError(
-                "the units do not fit the bundle",
+                "the units do not fit the bundle", where=name, found=header.units, wanted=units, remedy=remedy
+            )
+        if self._factor > 1 and self._factor * max(header.plane_shape) > _LARGEST_SIDE:
+            raise InputError(
+                "the images are of high resolution already",
                 where=name,
-                found=header.units,
-                wanted=spec.units,
-                remedy=f"if the values are in {spec.units}, pass --modality {(spec.modality or ['OT'])[0]}",
+                found=f"{header.plane_shape[0]} x {header.plane_shape[1]}",
+                wanted=f"at most {_LARGEST_SIDE // self._factor} a side, to enlarge by {self._factor}",
             )
 
     def _spacing_flags(self, header: VolumeHeader) -> list[Flag]:
@@ -276,7 +292,11 @@ class RestorePredictor:
 
     def _suv_factor(self, header: VolumeHeader) -> float | None:
         """SUVbw of one Bq/ml where the bundle wants the one and the series has the other; else None."""
-        if self._config.input.units != "SUVbw" or header.units != "Bq/ml" or header.source.kind != "dicom":
+        if (
+            self._config.units_for(header.modality) != "SUVbw"
+            or header.units != "Bq/ml"
+            or header.source.kind != "dicom"
+        ):
             return None
         from medseq.io.pet_suv import suv_per_activity
 

@@ -21,15 +21,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from medseq.errors import ManifestError
+from medseq.io.plain_text import MAX_TEXT_BYTES, plain_yaml
 
 __all__ = ["Decision", "Destination", "Route", "Routes", "load_routes"]
 
 Fact = Literal["Modality", "SeriesDescription", "BodyPart", "Manufacturer", "AETitle"]
-_MAX_BYTES = 1 << 20
 _OWN = "made by medseq: results are not processed again"
 
 
@@ -144,11 +143,15 @@ def load_routes(path: Path) -> Routes:
         ManifestError: Missing, not YAML, or something in it that is not understood; the message names the key.
     """
     try:
-        if path.stat().st_size > _MAX_BYTES:
+        if path.stat().st_size > MAX_TEXT_BYTES:
             raise ManifestError("the routes file is too large", found=f"{path.stat().st_size} bytes")
-        data = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = plain_yaml(path.read_bytes())
+    except OSError as error:
         raise ManifestError("the routes file cannot be read", found=type(error).__name__, wanted="YAML") from None
+    except ValueError as error:
+        if isinstance(error, ManifestError):
+            raise
+        raise ManifestError("the routes file cannot be read", found=str(error), wanted="YAML") from None
     try:
         return Routes.model_validate(data)
     except ValidationError as error:

@@ -31,8 +31,9 @@ from medseq.inference.engine import Engine, Progress
 from medseq.inference.enlist import Hire, enlist, stop_on_signals
 from medseq.inference.environment import environment
 from medseq.inference.found import Found
+from medseq.inference.input_place import Place, archives_of, input_place
 from medseq.inference.ledger import Ledger, RunRow
-from medseq.inference.mil_params import AttributionName
+from medseq.inference.mil_params import AttributionName, FormatName
 from medseq.inference.outputs import Identity
 from medseq.inference.params import resolve_params
 from medseq.inference.plan import register, requeue, require_something
@@ -42,7 +43,6 @@ from medseq.inference.run_folder import archive, lock, prepared, require_apart
 from medseq.inference.run_report import RunReport, bundle_facts
 from medseq.inference.shards import Shard
 from medseq.inference.staffing import Staff, parse_bytes, plan_staff
-from medseq.inference.unpack import is_archive, unpacked
 from medseq.inference.worker import ItemTask
 from medseq.io.privacy import show_identifiers as set_show_identifiers
 from medseq.io.volume import Modality
@@ -94,6 +94,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
     top: int | None = None,
     mpp: float | None = None,
     encoder: str | None = None,
+    format: FormatName | None = None,
     verify: bool = False,
     retry_failed: bool = False,
     new_run: bool = False,
@@ -146,6 +147,7 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         top: Of slides: patches on the sheet of those with the highest values; default 12.
         mpp: Of slides: microns per pixel, for those that do not say.
         encoder: Of slides: the patch encoder, where the bundle names none, or a file of its weights.
+        format: Of slides: ``auto`` (default) writes DICOM reports and pictures of DICOM slides, ``dicom`` of all.
         verify: Hash inputs and results of finished items again instead of trusting sizes and times.
         retry_failed: Try every failed item again.
         new_run: Results of another bundle or other parameters in `output` are moved to ``output/previous/``.
@@ -191,15 +193,10 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
         bundle = load_bundle(bundle, trust_packages=trust_packages)
     _require_words(bundle, names, modality, engine)
     words: dict[str, Any] = {"strength": strength, "tile": tile, "overlap": overlap, "batch": batch}
-    words |= {
-        "difference": difference,
-        "uncertainty": uncertainty,
-        "resample": resample,
-        "modality": modality,
-        "sens": sens,
-    }
-    words |= {"sens_maps": sens_maps, "fft": fft, "virtual_coils": virtual_coils, "orientations": orientations}
-    words |= {"adapt": adapt, "attribution": attribution, "top": top, "mpp": mpp, "encoder": encoder}
+    words |= {"difference": difference, "uncertainty": uncertainty, "resample": resample, "modality": modality}
+    words |= {"sens": sens, "sens_maps": sens_maps, "fft": fft, "virtual_coils": virtual_coils, "adapt": adapt}
+    words |= {"orientations": orientations, "attribution": attribution, "top": top, "mpp": mpp, "encoder": encoder}
+    words |= {"format": format}
     params = resolve_params(bundle.config, words) | {"names": names}
     maps = None if sens_maps is None else Path(sens_maps).resolve()
     env = environment(device)
@@ -220,29 +217,31 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
             set_show_identifiers(True)
             stack.callback(set_show_identifiers, False)
         if dry_run:
-            place = stack.enter_context(unpacked(source, Path(stack.enter_context(TemporaryDirectory()))))
+            aside = Path(stack.enter_context(TemporaryDirectory()))
+            place = stack.enter_context(input_place(source, archives_of(source, choice), aside))
             found = _found(place, bundle, params, maps, choice, part)
-            task_of = partial(_task_of, bundle, run, input_root(place), maps)
+            task_of = partial(_task_of, bundle, run, input_root(place.folder), maps)
             plan = _plan(stack, found, staffing, bundle, device, run, out, task_of)
             return RunSummary({"queued": plan.items, "done": plan.done}, 0, None, 0, plan)
         stop = stack.enter_context(stop_on_signals())
         stack.enter_context(prepared(out))
-        if is_archive(source):
+        archives = archives_of(source, choice)
+        if archives:
             # Here already: what a killed run had unpacked is removed, and must be nobody else's.
             stack.enter_context(lock(out))
-        place = stack.enter_context(unpacked(source, out))
-        found = _found(place, bundle, params, maps, choice, part)
-        if not is_archive(source):
+        place = stack.enter_context(input_place(source, archives, out))
+        root, found = input_root(place.folder), _found(place, bundle, params, maps, choice, part)
+        if not archives:
             stack.enter_context(lock(out))
         if new_run:
             archive(out)
         ledger = stack.enter_context(Ledger(out / LEDGER))
         run = ledger.begin_run(run)
-        if not is_archive(source):
-            # `medseq review` shows what was there before.
-            ledger.note_origin(input_root(place))
+        if not archives:
+            # `medseq review` shows what was there before; what was unpacked is gone after the run.
+            ledger.note_origin(root)
         register(ledger, found, choice)
-        suspects = requeue(ledger, out, input_root(place), verify=verify, retry_failed=retry_failed)
+        suspects = requeue(ledger, out, root, verify=verify, retry_failed=retry_failed)
         staff = staffing(
             queued=ledger.counts()["queued"], isolated=staffing.keywords["isolated"] or (engine == "local" and suspects)
         )
@@ -251,8 +250,8 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
             ledger,
             run,
             identity=_identity(bundle, run),
-            units=bundle.config.input.units,
-            root=input_root(place),
+            units=bundle.config.units_for(modality),
+            root=root,
             out=out,
             stop=stop,
             progress=progress or _silent,
@@ -272,11 +271,12 @@ def predict_folder(  # noqa: PLR0913  (the words of the command line, all by key
 
 
 def _found(
-    place: Path, bundle: Bundle, params: dict[str, Any], maps: Path | None, choice: Choice, part: Shard | None
+    place: Place, bundle: Bundle, params: dict[str, Any], maps: Path | None, choice: Choice, part: Shard | None
 ) -> Iterator[Found]:
     """What is to be done, of which there is something."""
     kind = bundle.config.input.kind
-    found = require_something(discover(place, kind, params.get("fft"), maps, choice), kind)
+    items = discover(place.folder, kind, params.get("fft"), maps, choice, links=place.links, broken=place.broken)
+    found = require_something(items, kind)
     return found if part is None else (item for item in found if part.owns(item.item_id))
 
 
@@ -313,7 +313,7 @@ def _task_of(bundle: Bundle, run: RunRow, root: Path, maps: Path | None, item: F
         folder,
         names="id",
         identity=_identity(bundle, run),
-        units=bundle.config.input.units,
+        units=bundle.config.units_for(run.params.get("modality")),
         params=run.params,
         sens_maps=maps,
     )

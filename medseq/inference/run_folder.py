@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from medseq.inference.ledger import Ledger
 from medseq.inference.outputs import WORK
 from medseq.io.atomic import clear, discard, publish, written
 
-__all__ = ["PAUSED", "archive", "lock", "prepared", "remove_empty", "require_apart", "write_text"]
+__all__ = ["PAUSED", "archive", "lock", "prepared", "remove_empty", "require_apart", "write_parts", "write_text"]
 
 _PREVIOUS, _LOCK = "previous", ".run.lock"
 # While this file is there, no item is begun (`medseq run pause`).
@@ -95,7 +95,12 @@ def remove_empty(out: Path, folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file at once, or leave the old one.
+    """Replace a text file at once, or leave the old one; see `write_parts`."""
+    write_parts(path, [text])
+
+
+def write_parts(path: Path, parts: Iterable[str]) -> None:
+    """Replace a text file at once, or leave the old one; its parts are written one by one, and never held together.
 
     Raises:
         RetryableError: No space.
@@ -104,7 +109,7 @@ def write_text(path: Path, text: str) -> None:
     partial = clear(path)
     try:
         with written("the report"), partial.open("w", encoding="utf-8") as stream:
-            stream.write(text)
+            stream.writelines(parts)
             stream.flush()
             os.fsync(stream.fileno())
         publish(partial, path)

@@ -1,6 +1,5 @@
 """The reports of a run: ``report.json``, ``report.html`` and one page an item, as the ledger has it. No torch."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any
 from medseq.errors import MedseqError
 from medseq.inference.bundle import Bundle
 from medseq.inference.ledger import Ledger
-from medseq.inference.report import render_report
+from medseq.inference.report import report_parts
 from medseq.inference.report_item import PAGES, render_item
-from medseq.inference.report_json import build_report, item_entry, item_preview
-from medseq.inference.run_folder import write_text
+from medseq.inference.report_json import Report, item_entry, item_preview
+from medseq.inference.run_folder import write_parts
 
 __all__ = ["RunReport", "bundle_facts"]
 
@@ -44,7 +43,7 @@ class RunReport:
 
     def write(self, *, finished_utc: str, interrupted: bool) -> Path | None:
         """Write report.json and report.html; None if they cannot be written (the ledger has everything)."""
-        report = build_report(
+        report = Report(
             self._ledger,
             self._out,
             bundle=self._bundle,
@@ -54,8 +53,8 @@ class RunReport:
             show_identifiers=self._show,
         )
         try:
-            write_text(self._out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
-            write_text(self._out / "report.html", render_report(report))
+            write_parts(self._out / "report.json", report.json())
+            write_parts(self._out / "report.html", report_parts(report.facts, report.items))
         except MedseqError as error:
             logger.error("the report could not be written: %s", error)
             return None

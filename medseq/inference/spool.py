@@ -19,6 +19,7 @@ from typing import Any
 
 from medseq.errors import FormatError, InputError
 from medseq.io.atomic import clear, publish_bytes, written
+from medseq.io.plain_text import plain_json
 
 __all__ = ["Job", "Spool"]
 
@@ -66,7 +67,7 @@ class Job:
         if not path.exists():
             return cls(folder.name, folder)
         try:
-            values = json.loads(path.read_text("utf-8"))
+            values = plain_json(path.read_bytes())
             return cls(**{**values, "folder": folder, "name": folder.name})
         except (ValueError, TypeError):
             raise FormatError("job.json makes no sense", where=folder.name, remedy="move the folder away") from None

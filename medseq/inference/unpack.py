@@ -22,10 +22,10 @@ from typing import IO
 from medseq.errors import FormatError, InputError, MedseqError
 from medseq.io.atomic import written
 
-__all__ = ["ArchiveLimits", "is_archive", "unpacked"]
+__all__ = ["FOLDER", "ArchiveLimits", "is_archive", "unpack_into", "unpacked"]
 
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
-_FOLDER = ".input"
+FOLDER = ".input"  # below OUT
 _CHUNK = 1 << 20
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, ArithmeticError, ValueError, RuntimeError)
 
@@ -68,19 +68,20 @@ def unpacked(source: Path, out: Path, limits: ArchiveLimits | None = None) -> It
     if not is_archive(source):
         yield source
         return
-    folder = out / _FOLDER
+    folder = out / FOLDER
     shutil.rmtree(folder, ignore_errors=True)
     try:
         with written("the unpacked input"):
             folder.mkdir(mode=0o700)
-            _unpack(source, folder, limits or ArchiveLimits())
+            unpack_into(source, folder, limits)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _unpack(source: Path, folder: Path, limits: ArchiveLimits) -> None:
-    budget = _Budget(limits, source.stat().st_size, folder)
+def unpack_into(source: Path, folder: Path, limits: ArchiveLimits | None = None) -> None:
+    """Unpack an archive into an empty folder; see `unpacked`."""
+    budget = _Budget(limits or ArchiveLimits(), source.stat().st_size, folder)
     try:
         if source.name.lower().endswith(".zip"):
             _unzip(source, folder, budget)

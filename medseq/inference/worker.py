@@ -6,7 +6,6 @@
 import errno
 import hashlib
 import json
-import os
 import sys
 import time
 import traceback
@@ -24,6 +23,7 @@ from medseq.inference.mil_report import mil_view
 from medseq.inference.outputs import WORK, Identity, ItemSink, Layout, TappedReader, rows_of
 from medseq.inference.predictor import Flag, Prediction, Predictor
 from medseq.inference.preview import preview
+from medseq.io.atomic import names_forced_later
 from medseq.io.resample import resample_uniform
 from medseq.io.volume import Modality, Units, VolumeHeader
 
@@ -98,7 +98,8 @@ def run_item(task: ItemTask, predictor: Predictor, should_stop: Callable[[], boo
     stamps = _stamps(task)
     digest = input_sha256(task.root, task.files)
     run = {"kspace": _raw_data, "bag": _pathology, "slide": _pathology}.get(task.kind, _volume)
-    prediction, flags, layout, pictures = run(task, predictor, should_stop)
+    with names_forced_later():
+        prediction, flags, layout, pictures = run(task, predictor, should_stop)
     roles: dict[Path, str] = {path: output.role for output in prediction.outputs for path in output.paths}
     if pictures is not None:
         path = task.stage / layout.preview
@@ -220,10 +221,8 @@ def _declared(header: VolumeHeader, modality: Modality | None, units: Units) -> 
 def _write_json(path: Path, content: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as stream:
+        # Not fsynced: a power cut may take the pictures of the last items, which the next run or a check notices.
         json.dump(content, stream, separators=(",", ":"))
-        stream.flush()
-        # Its folder is fsynced when the item is published.
-        os.fsync(stream.fileno())
 
 
 def _peak_mb() -> float:

@@ -7,13 +7,25 @@ A partial result is called ``.<name>.partial``; one that a killed process left b
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from medseq.errors import MedseqError, OutputError, RetryableError
 
-__all__ = ["clear", "discard", "fsync", "partial_path", "publish", "publish_bytes", "whole", "written"]
+__all__ = [
+    "clear",
+    "discard",
+    "fsync",
+    "fsync_below",
+    "names_forced_later",
+    "partial_path",
+    "publish",
+    "publish_bytes",
+    "whole",
+    "written",
+]
 
 _PERMANENT = {
     errno.EACCES,
@@ -25,6 +37,21 @@ _PERMANENT = {
     errno.ENAMETOOLONG,
     errno.ELOOP,
 }
+_later = threading.local()
+
+
+@contextmanager
+def names_forced_later() -> Iterator[None]:
+    """In this thread `publish` forces contents, but not the names of files in their folders.
+
+    For a staging folder, which nobody reads before it is moved as a whole: `fsync_below` and `publish` force them then.
+    """
+    before = getattr(_later, "names", False)
+    _later.names = True
+    try:
+        yield
+    finally:
+        _later.names = before
 
 
 def partial_path(target: Path) -> Path:
@@ -68,7 +95,16 @@ def publish(partial: Path, target: Path) -> None:
                 discard(replaced)
                 return
         os.replace(partial, target)
-        fsync(target.parent)
+        if not getattr(_later, "names", False):
+            fsync(target.parent)
+
+
+def fsync_below(top: Path) -> None:
+    """Force the lists of names of all folders below one to the disk; `publish` forces its own."""
+    with written("the output"):
+        for folder, inner, _ in os.walk(top):
+            for name in inner:
+                fsync(Path(folder, name))
 
 
 def fsync(path: Path) -> None:

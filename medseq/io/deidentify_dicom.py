@@ -21,6 +21,7 @@ from medseq.io.deidentify_codestream import without_comments
 from medseq.io.deidentify_profile import KEPT_BYTES, TECHNICAL, action
 from medseq.io.dicom_classify import sop_class
 from medseq.io.dicom_header import understood
+from medseq.io.dicom_text import looked_at, text_place
 from medseq.io.privacy import path_label
 
 __all__ = ["clean_dataset", "deidentify_dicom", "is_dicom"]
@@ -81,6 +82,7 @@ def deidentify_dicom(path: Path, out: Path, names: Pseudonyms, options: Options)
             raise Refused("not an image: its texts cannot be cleaned", where=where, found=sop_class(dataset).name)
         if not options.burned_in:
             _refuse_text_in_pixels(dataset, where)
+            _refuse_signs(path, dataset, where)
         notes = _notes(dataset)
         identity = _identity(dataset)
         sources = [str(dataset.get(word, "")) for word in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
@@ -274,12 +276,32 @@ def _refuse_text_in_pixels(dataset: Dataset, where: str) -> None:
     elif "RecognizableVisualFeatures" in dataset and dataset.RecognizableVisualFeatures == "YES":
         reason = "RecognizableVisualFeatures YES"
     if reason:
-        raise Refused(
-            "the pixels may show names",
-            where=where,
-            found=reason,
-            remedy="look at the image; pass --burned-in keep if it shows none",
-        )
+        raise _may_show_names(where, reason)
+
+
+def _refuse_signs(path: Path, dataset: Dataset, where: str) -> None:
+    """By the pixels themselves, whatever the header says, where machines draw: screens, derived images, projections.
+
+    Original slices of CT, MR, PET and NM carry no text; tiles of slides have their label in an image of its own.
+    """
+    kinds = [str(word).upper() for word in dataset.get("ImageType") or []]
+    modality, derived = str(dataset.get("Modality")), kinds[:1] == ["DERIVED"]
+    drawn = derived or modality not in _MAY_HAVE_FACE or str(sop_class(dataset)).startswith(_SCREENS)
+    if not drawn or modality == "SM" or "PixelData" not in dataset:
+        return
+    for frame in looked_at(path, dataset):
+        place = text_place(frame)
+        if place is not None:
+            raise _may_show_names(where, f"what looks like writing at the {place} of the image")
+
+
+def _may_show_names(where: str, reason: str) -> Refused:
+    return Refused(
+        "the pixels may show names",
+        where=where,
+        found=reason,
+        remedy="look at the image; pass --burned-in keep if it shows none",
+    )
 
 
 def _notes(dataset: Dataset) -> tuple[str, ...]:

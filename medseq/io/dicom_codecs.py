@@ -42,7 +42,7 @@ from pydicom.uid import (
 from medseq.io.dicom_types import PixelFormat
 from medseq.io.gdcm_worker import HEADER, LENGTH
 
-__all__ = ["decoded_frames", "has_decoder"]
+__all__ = ["decoded_frames", "decoder_plugin", "has_decoder"]
 
 _PLUGINS = {
     **dict.fromkeys((JPEG2000, JPEG2000Lossless, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL), "pylibjpeg"),
@@ -67,6 +67,11 @@ def has_decoder(syntax: UID) -> bool:
     return syntax in _PLUGINS and _PLUGINS[syntax] in get_decoder(syntax).available_plugins
 
 
+def decoder_plugin(syntax: UID) -> str:
+    """The one plugin of pydicom that decodes a transfer syntax here; empty where none is needed or allowed."""
+    return _PLUGINS.get(syntax, "")
+
+
 def decoded_frames(path: Path, indices: Iterable[int], pixels: PixelFormat) -> Iterable[np.ndarray]:
     """Stored values ``(row, col)`` of some frames of a file, in the order of `indices` (ascending).
 
@@ -83,7 +88,7 @@ def decoded_frames(path: Path, indices: Iterable[int], pixels: PixelFormat) -> I
     if syntax.is_encapsulated and syntax != RLELossless:
         for _ in _code_streams(path, indices, pixels):
             pass
-    plugin = _PLUGINS.get(syntax, "")
+    plugin = decoder_plugin(syntax)
     return iter_pixels(path, indices=indices, raw=True, transfer_syntax_uid=syntax, decoding_plugin=plugin)
 
 

@@ -26,7 +26,7 @@ SPLIT_KEYWORDS = (
     *("TriggerTime", "FrameReferenceTime", "DiffusionBValue", "DiffusionGradientOrientation", "FlipAngle", "KVP"),
     *("ConvolutionKernel", "AcquisitionTime"),
 )
-_KEPT_KEYWORDS = ("ImageType", "RescaleType", *SPLIT_KEYWORDS)
+_KEPT_KEYWORDS = ("ImageType", "RescaleType", "RescaleIntercept", *SPLIT_KEYWORDS)
 
 # Functional-group attribute -> the attribute that holds the same in a single-frame object.
 _RENAMED = {

@@ -29,6 +29,7 @@ from pydicom.uid import (
 
 from medseq.errors import FormatError, MedseqError, RetryableError
 from medseq.io.dicom_codecs import has_decoder
+from medseq.io.oversize import no_memory
 from medseq.io.privacy import path_label
 
 __all__ = ["Header", "NotDicomError", "quiet", "read_header", "understood"]
@@ -107,6 +108,8 @@ def understood(
             yield
     except MedseqError:
         raise
+    except MemoryError:
+        raise no_memory(where) from None
     except (*_DAMAGE, OSError) as error:
         # `from None`, here and below: the original message quotes values or holds the path.
         if isinstance(error, OSError) and error.errno is not None:

@@ -1,6 +1,5 @@
-"""Results that are no image series: maps of real numbers, pictures, scores; all by highdicom.
+"""Results that are no images of a scanner: pictures and scores, by highdicom; maps: `medseq.io.dicom_map`.
 
-    Parametric Map         float32, for an uncertainty or a difference on the source's own grid
     Secondary Capture      8-bit RGB, for a heat map over a slide or any picture
     Structured Report      TID 1500, for scores
 
@@ -21,12 +20,11 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from medseq.errors import OutputError, ShapeError
 from medseq.io.atomic import clear, publish_bytes
-from medseq.io.dicom_derive import IMAGE_COMMENTS, ROLES, Provenance, derived_uid, equipment_item
+from medseq.io.dicom_derive import ROLES, Provenance, derived_uid, equipment_item
 from medseq.io.dicom_header import understood
-from medseq.io.dicom_types import DicomSource
 from medseq.io.volume import Units
 
-__all__ = ["write_parametric_map", "write_picture", "write_scores"]
+__all__ = ["completed", "object_identity", "unit_code", "write_picture", "write_scores"]
 
 _UNITS = {
     "HU": Code("[hnsf'U]", "UCUM", "Hounsfield unit"),
@@ -34,68 +32,8 @@ _UNITS = {
     "Bq/ml": Code("Bq/ml", "UCUM", "Becquerels/milliliter"),
     "1": Code("1", "UCUM", "no units"),
 }
-_MAP_NAMES = {"uncertainty": "Uncertainty", "difference": "Difference", "attention": "Attention"}
 _WHERE = "the result as a DICOM object"
 _REMEDY = "write NIfTI or CSV instead"
-
-
-def write_parametric_map(
-    target: Path, values: np.ndarray, source: DicomSource, made: Provenance, *, units: Units = "1"
-) -> Path:
-    """Write one multi-frame Parametric Map of float32 values.
-
-    Args:
-        target: Final path; it appears whole.
-        values: ``(slice, row, col)`` on the grid of the source, in its slice order; finite.
-        source: `VolumeHeader.source.header` of the source.
-        made: Provenance; the role is ``uncertainty``, ``difference`` or ``attention``.
-        units: Units of the values.
-
-    Raises:
-        ShapeError: Another grid than the source's.
-        OutputError: Values that are not finite, or a source that cannot be referred to.
-
-    Reference:
-        DICOM PS3.3 A.75 (Parametric Map), C.7.6.16.2.11 (real-world value mapping).
-    """
-    import highdicom as hd
-
-    pixels = source.frames[0].pixels
-    wanted = (len(source.frames), pixels.rows, pixels.columns)
-    if values.shape != wanted:
-        raise ShapeError("the map is not on the grid of its source", found=values.shape, wanted=wanted)
-    if not np.isfinite(values).all():
-        raise OutputError("the map holds NaN or infinite values", where=f"series {source.label}")
-    name = _MAP_NAMES.get(made.role, "Result")
-    with understood(_WHERE, "cannot be written", remedy=_REMEDY):
-        images = _headers(source)
-        low, high = float(values.min()), float(values.max())
-        mapping = hd.pm.RealWorldValueMapping(
-            lut_label=name[:16],
-            lut_explanation=f"{name}, {made.bundle_name}"[:64],
-            unit=_UNITS[units],
-            value_range=(low, high),
-            slope=1.0,
-            intercept=0.0,
-        )
-        window = hd.VOILUTTransformation(window_center=(low + high) / 2, window_width=max(high - low, 1e-6))
-        out = hd.pm.ParametricMap(
-            source_images=images,
-            pixel_array=values.astype(np.float32),
-            **_identity(source.series_uid, made, "map", images[0]),
-            manufacturer="medseq",
-            manufacturer_model_name=made.bundle_name[:64],
-            software_versions=f"medseq {made.version}"[:64],
-            device_serial_number=made.bundle_hash[:16],
-            contains_recognizable_visual_features=False,
-            real_world_value_mappings=[mapping],
-            voi_lut_transformations=[window],
-            content_description=f"{name}: {IMAGE_COMMENTS}"[:64],
-            content_label=re.sub(r"[^A-Z0-9_ ]", "", name.upper())[:16],
-            # The frames have the source's positions: its own order.
-            **_geometry(source),
-        )
-        return _finish(out, target, made, images[0], f"RUO medseq {made.bundle_name} {name}")
 
 
 def write_picture(
@@ -150,7 +88,7 @@ def write_picture(
             study_date=said("StudyDate"),
             study_time=said("StudyTime"),
             referring_physician_name=said("ReferringPhysicianName"),
-            **_identity(series, made, "picture", header),
+            **object_identity(series, made, "picture", header),
         )
         out.PatientOrientation = None
         out.BurnedInAnnotation = "NO"
@@ -211,35 +149,25 @@ def write_scores(target: Path, scores: Mapping[str, float], references: Sequence
             manufacturer="medseq",
             is_complete=True,
             is_final=False,
-            **_identity(str(first.SeriesInstanceUID), made, "scores", first),
+            **object_identity(str(first.SeriesInstanceUID), made, "scores", first),
         )
         return _finish(out, target, made, first, f"RUO medseq {made.bundle_name} scores")
 
 
-def _headers(source: DicomSource) -> list[Dataset]:
-    """Headers of the source objects, each once, in slice order."""
-    paths = dict.fromkeys(frame.path for frame in source.frames)
-    return [dcmread(path, stop_before_pixels=True, force=True) for path in paths]
+def unit_code(units: Units) -> Code:
+    """UCUM code of units."""
+    return _UNITS[units]
 
 
-def _geometry(source: DicomSource) -> dict[str, Any]:
-    """Positions of the frames, spacing and orientation, as highdicom takes them."""
-    import highdicom as hd
+def object_identity(series: str, made: Provenance, kind: str, header: Dataset | None) -> dict[str, Any]:
+    """UIDs and numbers of an object, in highdicom's words.
 
-    first = source.frames[0]
-    step = np.linalg.norm(np.subtract(source.frames[-1].position, first.position)) / max(1, len(source.frames) - 1)
-    return {
-        "pixel_measures": hd.PixelMeasuresSequence(
-            pixel_spacing=first.spacing,
-            slice_thickness=first.thickness or float(step) or 1.0,
-            spacing_between_slices=float(step) or None,
-        ),
-        "plane_orientation": hd.PlaneOrientationSequence("PATIENT", first.orientation),
-        "plane_positions": [hd.PlanePositionSequence("PATIENT", frame.position) for frame in source.frames],
-    }
-
-
-def _identity(series: str, made: Provenance, kind: str, header: Dataset | None) -> dict[str, Any]:
+    Args:
+        series: UID of the source series, or what stands for it.
+        made: Provenance.
+        kind: Tells objects of one role apart: ``map``, ``picture``, ``scores``.
+        header: Of the source, for its series number.
+    """
     number = int(header.get("SeriesNumber") or 0) if header is not None else 0
     return {
         "series_instance_uid": derived_uid(f"{series}/{kind}", made),
@@ -256,7 +184,22 @@ def _concept(name: str) -> Code:
 
 
 def _finish(out: Dataset, target: Path, made: Provenance, header: Dataset | None, description: str) -> Path:
-    """Dates of the run instead of now, who made it, the source's character set; write whole."""
+    buffer = io.BytesIO()
+    whole = completed(out, made, header, description)
+    dcmwrite(buffer, whole, implicit_vr=False, little_endian=True, enforce_file_format=True)
+    publish_bytes(clear(target), target, buffer.getvalue())
+    return target
+
+
+def completed(out: Dataset, made: Provenance, header: Dataset | None, description: str) -> Dataset:
+    """Dates of the run instead of now, who made it, the source's character set.
+
+    Args:
+        out: An object as highdicom made it; changed in place.
+        made: Provenance.
+        header: Of the source, or None.
+        description: SeriesDescription.
+    """
     moment = made.created()
     for kind in ("InstanceCreation", "Series", "Content"):
         setattr(out, f"{kind}Date", moment.strftime("%Y%m%d"))
@@ -283,7 +226,4 @@ def _finish(out: Dataset, target: Path, made: Provenance, header: Dataset | None
     if header is not None and "TimezoneOffsetFromUTC" in out:
         del out.TimezoneOffsetFromUTC
     out.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    buffer = io.BytesIO()
-    dcmwrite(buffer, out, implicit_vr=False, little_endian=True, enforce_file_format=True)
-    publish_bytes(clear(target), target, buffer.getvalue())
-    return target
+    return out

@@ -258,7 +258,9 @@ def _stack(frames: list[Frame], places: Layout, images: dict[str, _Image], split
     source = DicomSource(first.series, tuple(frames), label(first.series), _warnings(places, split, lossy))
     files = tuple(dict.fromkeys(frame.path for frame in frames))
     pixels = frames[0].pixels
-    unspecified = frames[0].key("RescaleType") not in ("", "HU")
+    # A CT without a rescale may hold HU + 1024 as well: what it holds is not guessed.
+    unscaled = not frames[0].lut and not frames[0].key("RescaleIntercept")
+    unspecified = frames[0].key("RescaleType") not in ("", "HU") or unscaled
     units: Units = "1" if first.units == "HU" and unspecified else first.units  # type: ignore[assignment]
     header = VolumeHeader(
         shape=(len(frames), pixels.rows, pixels.columns),

@@ -51,7 +51,7 @@ class DicomSeriesWriter:
 
     Attributes:
         clipped: Pixels that did not fit the integer range.
-        coarse: A changed grid whose values are stored in larger units than the source's.
+        coarse: Values are stored in larger steps than the source's, so that rounding is above half its unit.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class DicomSeriesWriter:
                 wanted="rescale slope and intercept",
                 remedy="write NIfTI instead",
             )
-        self.clipped, self._regridded = 0, None
+        self.clipped, self.coarse, self._regridded = 0, False, None
         if not same_grid(header, source):
             self._regridded = RegriddedWriter(self._target, self._made)
             self._regridded.begin(header)
@@ -218,6 +218,7 @@ class DicomSeriesWriter:
             reach = max(plane.max() / limits[1], plane.min() / limits[0] if limits[0] else 0.0)
             # The file holds a decimal string of 16 characters: what it says is what is used.
             out.RescaleSlope = format_number_as_ds(float(reach))
+            self.coarse = True
             values, clipped = to_stored(plane, float(out.RescaleSlope), 0.0, pixels.dtype, limits, where)
         if mask is not None:
             values = np.where(mask, stored, values)

@@ -49,7 +49,7 @@ def open_h5_bag(path: Path, *, slide_id: str | None = None, patient_id: str | No
         leading = len(dataset.shape) == 3 and dataset.shape[0] == 1
         shape = checked_shape(dataset.shape[leading:], where)
         coords_key = next((name for name in COORD_KEYS if name in contents), None)
-        coords = None if coords_key is None else as_coords(file[coords_key][()], shape[0], where)
+        coords = None if coords_key is None else as_coords(file[coords_key], shape[0], where)
         sources: list[Mapping[str, Any]] = [dict(file.attrs), dict(dataset.attrs)]
         sources += [] if coords_key is None else [dict(file[coords_key].attrs)]
         stored = dataset.dtype
@@ -96,27 +96,25 @@ def checked_shape(shape: tuple[int, ...], where: str) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
 
 
-def as_coords(stored: np.ndarray, n: int, where: str) -> np.ndarray:
-    """Stored corners as ``(n, 2)`` int64.
+def as_coords(stored: Any, n: int, where: str) -> np.ndarray:
+    """Stored corners as ``(n, 2)`` int64; an array of a file is read only if it has the right size.
 
     Raises:
         FormatError: Another number than there are instances, another form, or parts of pixels.
     """
-    coords = np.asarray(stored)
-    if coords.ndim == 3 and coords.shape[0] == 1:
-        coords = coords[0]
-    if coords.ndim != 2 or coords.shape[1] != 2 or coords.dtype.kind not in "iuf":
-        raise FormatError(
-            "coords have the wrong form", where=where, found=f"{coords.dtype} {coords.shape}", wanted="numbers (n, 2)"
-        )
-    if len(coords) != n:
+    shape, dtype = tuple(getattr(stored, "shape", ())), np.dtype(getattr(stored, "dtype", "O"))
+    shape = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+    if len(shape) != 2 or shape[1] != 2 or dtype.kind not in "iuf":
+        raise FormatError("coords have the wrong form", where=where, found=f"{dtype} {shape}", wanted="numbers (n, 2)")
+    if shape[0] != n:
         raise FormatError(
             "features and coords disagree",
             where=where,
-            found=f"{n} features, {len(coords)} coords",
+            found=f"{n} features, {shape[0]} coords",
             wanted="one corner an instance",
             remedy="extract the features of this slide again",
         )
+    coords = np.asarray(stored[...]).reshape(shape)
     whole = coords.dtype.kind != "f" or (np.isfinite(coords).all() and (coords == np.rint(coords)).all())
     if not whole or np.abs(coords.astype(np.float64)).max(initial=0) > 2**40:
         raise FormatError(

@@ -19,6 +19,7 @@ from medseq.io.privacy import path_label
 __all__ = ["BagTable", "read_bag_csv"]
 
 _BYTES = 2 << 30
+_MAX_LABEL = 1 << 31
 
 
 class BagTable(NamedTuple):
@@ -82,7 +83,7 @@ def _grouped(cells: list[list[str]], features: np.ndarray, numbers: list[int], w
 
 
 def _label(text: str, where: str) -> int:
-    if not _is_number(text) or not float(text).is_integer():
+    if not _is_number(text) or not float(text).is_integer() or abs(float(text)) > _MAX_LABEL:
         raise FormatError("the label is no whole number", where=where, remedy="number the classes from 0")
     return int(float(text))
 
@@ -91,7 +92,10 @@ def _numbers(rows: list[str], numbers: list[int], where: str) -> np.ndarray:
     """Feature cells as ``(n, d)`` float32; a bad row is found and named."""
     try:
         with np.errstate(over="ignore"):
-            return np.loadtxt(rows, delimiter=",", dtype=np.float64, comments=None, ndmin=2).astype(np.float32)
+            found = np.loadtxt(rows, delimiter=",", dtype=np.float64, comments=None, ndmin=2).astype(np.float32)
+        # A row of blanks is none to numpy.
+        if len(found) == len(rows):
+            return found
     except ValueError:
         pass
     width = rows[0].count(",")

@@ -192,8 +192,11 @@ def _header(path: Path, contents: dict[str, Any], where: str) -> MRDHeader | Non
     if "ismrmrd_header" not in contents:
         return None
     with h5_opened(path) as file:
-        text = file["ismrmrd_header"][()]
-    return parse_mrd_header(text if isinstance(text, str | bytes) else np.asarray(text).item(), where)
+        stored = file["ismrmrd_header"]
+        if getattr(stored, "size", None) != 1:
+            raise FormatError("the ISMRMRD header is no text", where=where, wanted="one string")
+        text = np.asarray(stored[()]).item()
+    return parse_mrd_header(text if isinstance(text, str | bytes) else b"", where)
 
 
 def _geometry(

@@ -71,8 +71,11 @@ def read_index(path: Path, group: str) -> MRDIndex:
     """
     where, parts = path_label(path), []
     with h5_opened(path) as file:
-        xml = np.asarray(file[group]["xml"][()]).reshape(-1)
-        header = parse_mrd_header(xml[0] if len(xml) else b"", where)
+        stored = file[group]["xml"]
+        if getattr(stored, "size", None) != 1:
+            raise FormatError("the ISMRMRD header is no text", where=where, wanted="one string")
+        xml = np.asarray(stored[()]).item()
+        header = parse_mrd_header(xml if isinstance(xml, str | bytes) else b"", where)
         data = file[group]["data"]
         heads = data.fields("head")
         for lo in range(0, data.shape[0], _CHUNK):

@@ -15,7 +15,6 @@
 Every line is optional but `axes`, and that too for an array of two or four axes.
 """
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from medseq.io.kspace import FFTConvention
 from medseq.io.kspace_fft import origin_name
 from medseq.io.kspace_layout import AXES
 from medseq.io.kspace_stored import readable
+from medseq.io.plain_text import plain_json, plain_yaml
 from medseq.io.privacy import path_label
 
 __all__ = ["Sidecar", "find_sidecar", "read_sidecar"]
@@ -64,16 +64,14 @@ def read_sidecar(path: Path) -> Sidecar:
     Raises:
         FormatError: Not YAML or JSON, an unknown field, or a value of the wrong form; the message names the field.
     """
-    import yaml
-
     where = path_label(path)
     with readable(where):
         text = path.read_bytes()[: _MAX_BYTES + 1]
     try:
         if len(text) > _MAX_BYTES:
             raise ValueError("too long")
-        content = json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
+        content = plain_json(text) if path.suffix.lower() == ".json" else plain_yaml(text)
+    except ValueError:
         raise FormatError("the sidecar is neither YAML nor JSON", where=where) from None
     known = [field.name for field in fields(Sidecar)]
     if not isinstance(content, dict) or set(content) - set(known):

@@ -7,6 +7,7 @@ that readers can be sent to other processes.
 import errno
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 from medseq.errors import FormatError, MedseqError, RetryableError
+from medseq.io.oversize import no_memory
 from medseq.io.privacy import path_label
 
 __all__ = ["FileArray", "H5Array", "NpzArray", "StoredArray", "h5_opened", "npy_header", "open_npy", "readable"]
@@ -25,8 +27,9 @@ _BLOCK = 32 << 20
 _CUT_SHORT = "the file is cut short or damaged"
 _COPY = "copy the file again from its source"
 # NotImplementedError (an unknown compression) is a RuntimeError, UnicodeDecodeError (a damaged name) a ValueError;
-# h5py raises TypeError on damaged types.
+# h5py raises TypeError on damaged types; numpy parses its header as Python.
 _DAMAGE: tuple[type[Exception], ...] = (zipfile.BadZipFile, zlib.error, struct.error, EOFError)
+_DAMAGE += (SyntaxError, tokenize.TokenError)
 _DAMAGE += (RuntimeError, KeyError, TypeError, ValueError, OverflowError)
 
 
@@ -48,11 +51,14 @@ def readable(where: str) -> Iterator[None]:
     Raises:
         FormatError: Damage. h5py reports it as `OSError` without a number, `RuntimeError` or `KeyError`.
         RetryableError: Permissions, the disk, a missing file.
+        MemoryLimitError: A size in the file that is larger than the memory there is.
     """
     try:
         yield
     except MedseqError:
         raise
+    except MemoryError:
+        raise no_memory(where) from None
     except OSError as error:
         # EINVAL: a damaged archive sends the reader to a place before the beginning of the file.
         if error.errno not in (None, errno.EINVAL):
@@ -214,7 +220,7 @@ def npy_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype, 
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except ValueError:
+    except (ValueError, SyntaxError, tokenize.TokenError):
         raise FormatError("not a numpy file", where=where, wanted="the .npy header", remedy=_COPY) from None
     if dtype.hasobject:
         raise FormatError(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medseq.errors import FormatError, RetryableError, ShapeError
+from medseq.io.oversize import no_memory
 from medseq.io.privacy import path_label
 from medseq.io.source import SourceWarning
 from medseq.io.volume import Modality, SourceRef, Units, VolumeHeader, VolumeReader, slice_affines
@@ -168,6 +169,8 @@ def _readable(where: str) -> Iterator[None]:
     """Turn what reading a damaged or unreadable file raises into medseq's errors, without the path."""
     try:
         yield
+    except MemoryError:
+        raise no_memory(where) from None
     except _READ_ERRORS as error:
         if isinstance(error, FormatError):
             raise

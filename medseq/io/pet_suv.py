@@ -189,6 +189,11 @@ class ActivityWriter:
         """Values that did not fit the stored type."""
         return int(getattr(self._writer, "clipped", 0))
 
+    @property
+    def coarse(self) -> bool:
+        """Whether values are stored in larger steps than the source's."""
+        return bool(getattr(self._writer, "coarse", False))
+
     def begin(self, header: VolumeHeader) -> None:
         """See `VolumeWriter.begin`."""
         self._writer.begin(replace(header, units="Bq/ml"))

@@ -9,6 +9,7 @@ import numpy as np
 from medseq.errors import BackendError, FormatError
 from medseq.io.privacy import path_label
 from medseq.io.slide_colour import ColourTransform
+from medseq.io.slide_directory import require_sound
 from medseq.io.slide_file import SlideFile
 from medseq.io.slide_mpp import file_mpp
 
@@ -46,6 +47,7 @@ class OpenSlideFile(SlideFile):
 
     def __init__(self, path: Path, mpp: float | Sequence[float] | None = None, *, icc: bool = True) -> None:
         super().__init__(path)
+        require_sound(path)
         self._handle = self._open()
         properties = self._handle.properties
         self.dims = tuple((int(w), int(h)) for w, h in self._handle.level_dimensions)

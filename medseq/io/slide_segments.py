@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from medseq.errors import BackendError, FormatError, MedseqError
+from medseq.io.oversize import no_memory
 from medseq.io.privacy import path_label
 
 __all__ = ["SegmentedImage", "damage", "open_tiff", "quiet"]
@@ -64,6 +65,8 @@ def damage(where: str, what: str) -> Iterator[None]:
         yield
     except MedseqError:
         raise
+    except MemoryError:
+        raise no_memory(where) from None
     except (ValueError, RuntimeError, ArithmeticError, LookupError, TypeError, AttributeError, OSError) as error:
         if "imagecodecs" in str(error) and "require" in str(error):
             raise BackendError(

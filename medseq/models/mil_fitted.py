@@ -82,11 +82,13 @@ class FittedMIL(nn.Module):
         """Features in units of their spread over the training patches; a feature that never varied is 0."""
         if self.compress:
             features = features.sign() * features.abs().log1p()
-        if not self.standardise or not self.knows_features:
+        if not self.standardise:
             return features
         varies = self.feature_sd > 0
         scale = torch.where(varies, self.feature_sd, torch.ones_like(self.feature_sd))
-        return ((features - self.feature_mean) / scale).masked_fill(~varies, 0)
+        # No branch on values, which an exported graph cannot have: not fitted yet means that nothing varies.
+        constant = torch.where(varies.any(), torch.zeros_like(features), features)
+        return torch.where(varies, (features - self.feature_mean) / scale, constant)
 
     def distance(self, embedding: Float[Tensor, "batch width"]) -> Float[Tensor, " batch"]:
         """Mahalanobis distance of pooled embeddings from those of the training bags; foreign above `distance_limit`.

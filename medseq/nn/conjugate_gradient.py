@@ -78,7 +78,11 @@ def cg_sense(kspace: Tensor, mask: Tensor, operator: SenseOperator, weight: floa
     """
     projected = operator.reduce(kspace)
     return conjugate_gradient(
-        lambda v: operator.normal(v, mask) + weight * v, projected, torch.zeros_like(projected), iterations
+        # Zero as a product: ONNX has no complex zeros_like.
+        lambda v: operator.normal(v, mask) + weight * v,
+        projected,
+        0.0 * projected,
+        iterations,
     )
 
 

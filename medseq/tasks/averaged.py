@@ -2,7 +2,9 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from medseq.errors import InputError
 
-__all__ = ["AveragedTask"]
+__all__ = ["AveragedTask", "save_batch"]
 
 
 class AveragedTask(pl.LightningModule):
@@ -52,6 +54,7 @@ class AveragedTask(pl.LightningModule):
         drop_factor: float = 0.2,
     ) -> None:
         super().__init__()
+        self._batch: Any = None
         self.net = net
         self.ema = copy.deepcopy(net).requires_grad_(False)
         self.lr, self.min_lr, self.betas, self.warmup_steps = lr, min_lr, betas, warmup_steps
@@ -64,15 +67,55 @@ class AveragedTask(pl.LightningModule):
         self.drop_every, self.drop_factor = drop_every, drop_factor
 
     def finite(self, loss: Tensor) -> Tensor:
-        """Log the training loss; one that is not finite stops the run."""
+        """Log the training loss; one that is not finite stops the run, with its batch saved for inspection."""
         if not torch.isfinite(loss):
-            raise InputError("training loss is not finite", where=f"step {self.global_step}", found=loss.item())
+            saved = save_batch(self._batch, self._run_folder()) if self._batch is not None else None
+            raise InputError(
+                "training loss is not finite",
+                where=f"step {self.global_step}",
+                found=loss.item(),
+                remedy=f"look at its batch, {saved}; lower the learning rate" if saved else None,
+            )
         self.log("train/loss", loss, on_step=True, prog_bar=True, batch_size=1)
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Average the weights; the decay starts low, so that early weights are forgotten."""
-        decay = min(self.ema_decay, (1 + self.global_step) / (10 + self.global_step))
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Keep the batch at hand, should its loss not be finite."""
+        self._batch = batch
+
+    def _run_folder(self) -> Path:
+        # Not trainer.log_dir: all processes must ask for that together.
+        trainer = self._trainer
+        folders = [logger.log_dir for logger in trainer.loggers] if trainer else []
+        return Path(next(filter(None, folders), trainer.default_root_dir if trainer else "."))
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Scores of the averaged weights, as ``val/…``."""
+        self.evaluation_step(batch, batch_idx, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """The same scores of test cases, as ``test/…``."""
+        self.evaluation_step(batch, batch_idx, "test")
+
+    @abstractmethod
+    def evaluation_step(self, batch: Any, batch_idx: int, stage: str) -> None:
+        """Log the scores of one batch as ``stage/…``."""
+
+    def log_scores(self, scores: Mapping[str, Tensor], cases: int, *, prog_bar: bool = False) -> None:
+        """Log means over cases, of all processes together."""
+        # A float: Lightning (2.6) averages the processes' numbers of cases, and whole numbers it rounds down.
+        weight: Any = float(cases)
+        self.log_dict(dict(scores), batch_size=weight, prog_bar=prog_bar, on_step=False, on_epoch=True, sync_dist=True)
+
+    def optimizer_step(self, *args: Any, **keywords: Any) -> None:
+        """Step, then average the weights; the decay starts low, so that early weights are forgotten.
+
+        Here and not at the end of the batch, which callbacks see first: a checkpoint would hold the average of the step
+        before.
+        """
+        super().optimizer_step(*args, **keywords)
+        steps = self.global_step + 1
+        decay = min(self.ema_decay, (1 + steps) / (10 + steps))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
 
@@ -106,7 +149,27 @@ class AveragedTask(pl.LightningModule):
         self.log("train/grad_norm", norm)
 
     def log_picture(self, name: str, picture: Tensor) -> None:
-        """A picture ``(1, row, col)`` in 0..1 to every logger that takes images."""
+        """A picture ``(1, row, col)`` in 0..1, as a file in the run's folder and to every logger that takes images."""
+        if not self.trainer.is_global_zero or self.trainer.sanity_checking:
+            return
+        if self.loggers:
+            from PIL import Image
+
+            folder = self._run_folder() / "pictures"
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = (picture.detach()[0].float().nan_to_num().clamp(0, 1) * 255).round().byte().cpu().numpy()
+            Image.fromarray(pixels).save(folder / f"{name.replace('/', '_')}_{self.global_step:06d}.png")
         for logger in self.loggers:
             if hasattr(logger.experiment, "add_image"):
                 logger.experiment.add_image(name, picture.clamp(0, 1), self.global_step)
+
+
+def save_batch(batch: Any, folder: Path) -> Path:
+    """Write the tensors of a batch (a NamedTuple) as ``nonfinite_batch.safetensors``; identifiers stay out."""
+    from safetensors.torch import save_file
+
+    tensors = {name: value for name, value in batch._asdict().items() if isinstance(value, Tensor)}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "nonfinite_batch.safetensors"
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
+    return path

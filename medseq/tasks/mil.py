@@ -8,16 +8,15 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from medseq.data.mil import BagDataset, MILBatch, collate
 from medseq.errors import InputError
 from medseq.models.mil_fitted import FittedMIL
 from medseq.nn.mil import MILOutput
 from medseq.tasks.averaged import AveragedTask
+from medseq.tasks.data_module import TaskDataModule
 from medseq.tasks.mil_loss import MILLoss
 from medseq.tasks.mil_predictions import (
     Predictions,
@@ -115,17 +114,30 @@ class MILTask(AveragedTask):
         """Forget the predictions of the epoch before."""
         self._seen = []
 
-    def validation_step(self, batch: MILBatch, batch_idx: int) -> None:
+    def on_test_epoch_start(self) -> None:
+        """Same."""
+        self._seen = []
+
+    def evaluation_step(self, batch: MILBatch, batch_idx: int, stage: str) -> None:
         """Loss of the averaged weights, and their predictions for the end of the epoch."""
         out = self.ema(batch.features, batch.coords, batch.lengths)
         loss = self.criterion(out, batch, self._weights)
-        self.log("val/loss", loss, batch_size=len(batch.label), prog_bar=True)
+        self.log_scores({f"{stage}/loss": loss}, len(batch.label), prog_bar=True)
         self._seen.append(self.predictions(out, batch))
 
     def on_validation_epoch_end(self) -> None:
         """Scores of the patients; those that are not defined (one class only) are left out."""
-        found = scores(Predictions.joined(self._seen).by_patient())
-        self.log_dict({f"val/{name}": value for name, value in found.items() if np.isfinite(value)}, prog_bar=True)
+        self._score("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Same."""
+        self._score("test")
+
+    def _score(self, stage: str) -> None:
+        # Each process has seen its share of the cases.
+        self._seen = [Predictions.joined(self._seen).gathered(self.all_gather, self.trainer.world_size)]
+        found = scores(self._seen[0].by_patient())
+        self.log_dict({f"{stage}/{name}": value for name, value in found.items() if np.isfinite(value)}, prog_bar=True)
 
     def predictions(self, out: MILOutput, batch: MILBatch) -> Predictions:
         """What the model says of each bag, beside its label."""
@@ -174,40 +186,38 @@ class MILTask(AveragedTask):
         self.ema.train(was_training)
 
 
-class MILDataModule(pl.LightningDataModule):
-    """Loaders over `BagDataset`s: cases of training and of validation, and the cohort that `--folds` divides anew.
+class MILDataModule(TaskDataModule):
+    """Loaders over `BagDataset`s: training, validation and test, and the cohort that `--folds` divides anew.
 
     Args:
         train: Training cases.
         val: Validation cases: where training stops, and what temperature and threshold are fitted to.
         cohort: All cases, for cross-validation; None takes those of training and validation together.
+        test: Test cases, for ``medseq test``; None if there are none.
         batch_size: Bags a step, padded to the longest; 1 as in the original, with gradients accumulated if wanted.
         num_workers: Loader processes; 0 loads in the training process.
 
     Raises:
-        InputError: A patient in training and in validation.
+        InputError: A patient in two of the parts.
     """
+
+    collate = staticmethod(collate)
+    # Whole bags, one a step: padding would cost more than it saves.
+    eval_batch_size = 1
+    train: BagDataset
+    val: BagDataset
 
     def __init__(
         self,
         train: BagDataset,
         val: BagDataset,
         cohort: BagDataset | None = None,
+        test: BagDataset | None = None,
         batch_size: int = 1,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        both = set(train.patient_ids) & set(val.patient_ids)
-        if both:
-            raise InputError(
-                "patients are in training and in validation",
-                where="data",
-                found=f"{len(both)} in both",
-                wanted="a split by patient",
-                remedy="medseq.io.folds makes one",
-            )
-        self.train, self.val, self.own_cohort = train, val, cohort
-        self.batch_size, self.num_workers = batch_size, num_workers
+        super().__init__(train, val, test, batch_size=batch_size, num_workers=num_workers)
+        self.own_cohort = cohort
 
     @property
     def cohort(self) -> BagDataset:
@@ -223,15 +233,6 @@ class MILDataModule(pl.LightningDataModule):
             need_coords=like.need_coords,
             seed=like.seed,
         )
-
-    def train_dataloader(self) -> DataLoader:
-        """The bags of the present epoch; shuffling is the data set's own seeding."""
-        self.train.epoch = self.trainer.current_epoch if self.trainer else 0
-        return DataLoader(self.train, self.batch_size, num_workers=self.num_workers, collate_fn=collate)
-
-    def val_dataloader(self) -> DataLoader:
-        """The validation bags, whole, one a step: padding would cost more than it saves."""
-        return DataLoader(self.val, 1, num_workers=self.num_workers, collate_fn=collate)
 
 
 def each_bag(cases: BagDataset) -> Iterator[MILBatch]:

@@ -1,6 +1,7 @@
 """What a model said of cases whose truth is known: predictions of bags, patients and folds, and their scores."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +65,28 @@ class Predictions(NamedTuple):
         names = [name for name in cls._fields if name != "patient" and getattr(parts[0], name) is not None]
         columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         return parts[0]._replace(patient=[patient for part in parts for patient in part.patient], **columns)
+
+    def gathered(self, all_gather: Callable[[Tensor], Tensor], processes: int) -> "Predictions":
+        """All rows of all processes, which call this together.
+
+        Args:
+            all_gather: Tensor of one shape on every process -> all of them, stacked.
+            processes: How many there are.
+        """
+        if processes == 1:
+            return self
+        rows = {name: value for name, value in self._asdict().items() if value is not None}
+        text = json.dumps({name: np.asarray(value).tolist() for name, value in rows.items()}).encode()
+        # Shares differ in length; a tensor of bytes needs the longest.
+        sizes = all_gather(torch.tensor([len(text)])).flatten().tolist()
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        parts = []
+        for size, share in zip(sizes, all_gather(padded), strict=True):
+            columns = json.loads(bytes(share[:size].tolist()))
+            patient = columns.pop("patient")
+            parts.append(type(self)(patient, **{name: np.array(value) for name, value in columns.items()}))
+        return type(self).joined(parts)
 
     def by_patient(self) -> "Predictions":
         """One row a patient: means of probability and risk over their bags.

@@ -6,18 +6,17 @@ alike. Batches are already divided by a scale that measured data alone decide; l
 
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from medseq.data.recon import ReconBatch, collate
-from medseq.data.seeded import SeededDataset
 from medseq.errors import InputError
 from medseq.ops.coils import rss, sens_reduce
 from medseq.ops.espirit import estimate_maps
 from medseq.ops.fourier import ifft2
 from medseq.tasks.averaged import AveragedTask
+from medseq.tasks.data_module import TaskDataModule
 from medseq.tasks.recon_loss import ReconLoss
 
 __all__ = ["ReconDataModule", "ReconTask"]
@@ -114,7 +113,7 @@ class ReconTask(AveragedTask):
         predictions = [[centre(x, shape) for x in steps] for steps in self.predictions(self.net, batch)]
         return self.finite(self.criterion(predictions, centre(self.target(self.net, batch), shape)))
 
-    def validation_step(self, batch: ReconBatch, batch_idx: int) -> None:
+    def evaluation_step(self, batch: ReconBatch, batch_idx: int, stage: str) -> None:
         """PSNR, SSIM and NRMSE of the averaged weights' magnitudes, and of the zero-filled image.
 
         PSNR and SSIM have the target's maximum as data range, slice by slice; NRMSE is ``||x - t|| / ||t||``.
@@ -123,47 +122,36 @@ class ReconTask(AveragedTask):
 
         wanted = centre(batch.target, batch.recon_shape).abs()
         out = centre(self.predictions(self.ema, batch)[-1][-1], batch.recon_shape).abs()
-        images = {"input": centre(_zero_filled(batch, self.ema), batch.recon_shape).abs(), "val": out}
+        images = {"input": centre(_zero_filled(batch, self.ema), batch.recon_shape).abs(), stage: out}
         for name, image in images.items():
             error = (image - wanted).square().mean(dim=(1, 2)).clamp_min(1e-12)
             psnr = 10 * torch.log10(wanted.amax(dim=(1, 2)).square() / error)
             nrmse = torch.sqrt(error / wanted.square().mean(dim=(1, 2)))
             size = len(wanted)
-            self.log(f"{name}/psnr", psnr.mean(), batch_size=size, prog_bar=name == "val")
-            self.log(f"{name}/nrmse", nrmse.mean(), batch_size=size)
-            self.log(f"{name}/ssim", 1 - ssim_loss(image, wanted), batch_size=size)
+            self.log_scores({f"{name}/psnr": psnr.mean()}, size, prog_bar=name != "input")
+            self.log_scores({f"{name}/nrmse": nrmse.mean(), f"{name}/ssim": 1 - ssim_loss(image, wanted)}, size)
         if batch_idx == 0:
             row = torch.cat([images["input"][:1], out[:1], wanted[:1]], dim=-1)
-            self.log_picture("val/input_result_target", row / wanted[0].max())
+            self.log_picture(f"{stage}/input_result_target", row / wanted[0].max())
 
 
-class ReconDataModule(pl.LightningDataModule):
+class ReconDataModule(TaskDataModule):
     """Loaders over data sets of `medseq.data.recon.ReconSample`.
 
     Args:
         train: Training set.
         val: Validation set.
-        batch_size: Samples a step; 1 where matrix sizes or coils vary.
+        test: Test set, for ``medseq test``; None if there is none.
+        batch_size: Samples a step and process; 1 where matrix sizes or coils vary.
         num_workers: Loader processes; 0 loads in the training process.
     """
 
-    def __init__(self, train: Dataset, val: Dataset, batch_size: int = 1, num_workers: int = 0) -> None:
-        super().__init__()
-        self.train, self.val = train, val
-        self.batch_size, self.num_workers = batch_size, num_workers
+    collate = staticmethod(collate)
 
-    def train_dataloader(self) -> DataLoader:
-        """The samples of the present epoch; shuffling is the data set's own seeding."""
-        if isinstance(self.train, SeededDataset):
-            self.train.epoch = self.trainer.current_epoch if self.trainer else 0
-        shuffle = not isinstance(self.train, SeededDataset)
-        return DataLoader(
-            self.train, self.batch_size, shuffle=shuffle, num_workers=self.num_workers, collate_fn=collate
-        )
-
-    def val_dataloader(self) -> DataLoader:
-        """The validation samples, the same every time."""
-        return DataLoader(self.val, self.batch_size, num_workers=self.num_workers, collate_fn=collate)
+    def __init__(
+        self, train: Dataset, val: Dataset, test: Dataset | None = None, batch_size: int = 1, num_workers: int = 0
+    ) -> None:
+        super().__init__(train, val, test, batch_size=batch_size, num_workers=num_workers)
 
 
 def centre(image: Tensor, shape: tuple[int, int]) -> Tensor:

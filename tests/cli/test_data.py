@@ -89,3 +89,39 @@ def test_the_installed_folder_wins_over_the_repository(monkeypatch, tmp_path):
         folder.mkdir(parents=True)
     monkeypatch.setattr(share, "_PACKAGE", tmp_path / "medseq")
     assert share.share_folder("configs") == tmp_path / "medseq" / "_share" / "configs"
+
+
+def test_an_example_is_verified_split_counted_and_described(tmp_path):
+    folder = tmp_path / "scans"
+    done = runner.invoke(app, ["data", "example", "recon", str(folder)])
+    assert done.exit_code == 0, done.output
+    assert "simulated" in done.stdout
+    manifest = str(folder / "manifest.yaml")
+    done = runner.invoke(app, ["data", "verify", manifest])
+    assert done.exit_code == 0, done.output
+    assert "5 files of 5 subjects, 0 faults" in done.stdout
+    rows = json.loads(runner.invoke(app, ["data", "split", manifest, "--json"]).stdout)
+    assert [row["role"] for row in rows] == ["train", "train", "train", "val", "test"]
+    rows = json.loads(runner.invoke(app, ["data", "stats", manifest, "--json"]).stdout)
+    assert [(row["role"], row["subjects"], row["files"]) for row in rows] == [
+        ("train", 3, 3),
+        ("val", 1, 1),
+        ("test", 1, 1),
+    ]
+    assert all(row["bytes"] > 0 for row in rows)
+    done = runner.invoke(app, ["data", "croissant", manifest, "--out", str(tmp_path / "c.json")])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "c.json").read_text())["@type"] == "sc:Dataset"
+
+    (folder / "scans" / "subject2.h5").write_bytes(b"no HDF5")
+    done = runner.invoke(app, ["data", "verify", manifest, "--json"])
+    assert done.exit_code == 3
+    assert [fault["kind"] for fault in json.loads(done.stdout)["faults"]] == ["corrupt"]
+
+
+def test_training_takes_the_example(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert runner.invoke(app, ["data", "example", "recon", "d"]).exit_code == 0
+    arguments = ["fit", "recon", "--config", "recon/tiny", "--config", "d/data.yaml", "--trainer.fast_dev_run", "1"]
+    done = runner.invoke(app, arguments)
+    assert done.exit_code == 0, done.output

@@ -17,6 +17,7 @@ COMMANDS = [
     "validate",
     "bundle",
     "convert",
+    "export",
     "zoo",
     "doctor",
     "data",

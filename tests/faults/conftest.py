@@ -26,6 +26,9 @@ class Obedient(torch.nn.Module):
 
     def forward(self, image):
         order = int(image.max())
+        if "OBEDIENT_LOG" in os.environ:
+            with open(os.environ["OBEDIENT_LOG"], "a") as log:
+                log.write(f"{{image.sum()}}\\n")
         time.sleep(self.delay_s)
         if order == {SEGFAULT}:
             ctypes.string_at(0)

@@ -14,7 +14,7 @@ from medseq.inference.discover import discover
 from medseq.inference.gated import Gate, GatedPredictor
 from medseq.inference.ledger_schema import OutputRow
 from medseq.inference.outputs import Identity, Layout
-from medseq.inference.pool_worker import as_error, refusal
+from medseq.inference.plain_errors import as_error, refusal
 from medseq.inference.predictor import Estimate, Flag, Prediction
 from medseq.inference.restore import RestorePredictor
 from medseq.inference.shared_weights import shared_weights

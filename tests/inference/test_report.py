@@ -227,3 +227,69 @@ def test_the_page_draws_in_a_browser(run, tmp_path):
     reds = (pixels[..., 0] > 150) & (pixels[..., 1] < 60) & (pixels[..., 2] < 60)
     assert reds.sum() > 300
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+
+
+def ledger_of(folder, count):
+    """A finished run of so many items, each with a preview and a page."""
+    from medseq.inference.ledger import FileRow, Ledger, OutputRow, RunRow
+
+    folder.mkdir()
+    (folder / "report").mkdir()
+    preview = json.dumps({"pictures": dict.fromkeys(("before", "after", "difference"), "A" * 1000)} | VIEW)
+    ledger = Ledger(folder / "run.sqlite")
+    ledger.begin_run(RunRow("b" * 64, {"names": "id"}, "p" * 64, "0.1.0", "2026-01-02T03:04:05Z"))
+    with ledger.batch():
+        for number in range(count):
+            name = f"{number:016x}"
+            ledger.add_item(name, "nifti", f"file-{number}.nii", [FileRow(f"{number}.nii", 1, 1)])
+            ledger.claim("w", 60, name)
+            (folder / name).mkdir()
+            (folder / name / "preview.json").write_text(preview)
+            (folder / "report" / f"{name}.html").write_text("x")
+            rows = [
+                OutputRow("result", f"{name}/result.nii.gz", "0" * 64, 1),
+                OutputRow("preview", f"{name}/preview.json", "0" * 64, len(preview)),
+            ]
+            ledger.stage_outputs(name, rows)
+            ledger.finish(
+                name, "w", seconds=1.0, peak_mb=1.0, input_sha256="0" * 64, metrics={"mean_shift": 0.5}, flags=[]
+            )
+    return ledger
+
+
+VIEW = {
+    "plane": 1,
+    "planes": 3,
+    "shape": [3, 8, 8],
+    "width_over_height": 1.0,
+    "difference_half_width": 5.0,
+    "window": {"name": "whole", "low": 0.0, "high": 1.0, "units": "1"},
+}
+BUNDLE = {"name": "tiny", "version": "1", "hash": "b" * 64, "task": "restore", "modality": ["MR"], "units": "1"}
+
+
+def test_the_reports_of_a_run_take_no_more_memory_for_more_items(tmp_path):
+    import tracemalloc
+
+    from medseq.inference.run_report import RunReport
+
+    peaks = {}
+    # Once before: what is imported, and caches of the parser, belong to no run.
+    for count in (10, 20, 2000):
+        out = tmp_path / str(count)
+        with ledger_of(out, count) as ledger:
+            report = RunReport(ledger, out, BUNDLE, {"operators": []}, show_identifiers=False)
+            tracemalloc.start()
+            assert report.write(finished_utc="2026-01-02T03:05:00Z", interrupted=False) == out / "report.html"
+            peaks[count] = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        written = json.loads((out / "report.json").read_text())
+        assert len(written["items"]) == count
+        assert written["run"]["items_with_pictures"] == count
+        assert all(item["preview"]["plane"] == 1 for item in written["items"])
+        page = (out / "report.html").read_text()
+        assert page.count("<article>") == min(count, 500) + 1
+        assert ("1500 more are listed in report.json" in page) == (count == 2000)
+        assert page == report_from_json(out / "report.json")
+    # 2 000 previews are 7 MB; a page of ids and 500 items ahead is what may be held.
+    assert peaks[2000] < peaks[20] + 400_000, peaks

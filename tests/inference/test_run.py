@@ -182,6 +182,7 @@ def test_source_names_are_kept(make, ct_bundle, tmp_path, rng):
     names = set(make.tree(out))
     assert {name for name in names if not name.startswith("preview/")} == {
         *(f"p1/scan/{series_id}/{role}/{n:04d}.dcm" for role in ("result", "difference") for n in (1, 2)),
+        f"p1/scan/{series_id}/difference_map/0001.dcm",
         "p2/brain.v2.nii.gz",
         "p2/brain.v2_difference.nii.gz",
     }

@@ -42,7 +42,7 @@ def after(call, number):
 
 POINTS = {
     "finish": (Ledger, "finish"), "stage": (Ledger, "stage_outputs"), "claim": (Ledger, "claim"),
-    "publish": (engine, "publish"), "register": (run, "register"), "report": (run_report, "write_text"),
+    "publish": (engine, "publish"), "register": (run, "register"), "report": (run_report, "write_parts"),
     "model": (medseq.inference.restore.RestorePredictor, "_run_model"), "preview": (worker, "preview"),
 }
 
@@ -297,7 +297,7 @@ def test_a_report_that_cannot_be_written_does_not_hide_the_results(place, ct_bun
     def full(path, text):
         raise RetryableError("cannot be written", where="the report", found="ENOSPC")
 
-    monkeypatch.setattr(run_report, "write_text", full)
+    monkeypatch.setattr(run_report, "write_parts", full)
     summary = predict_folder(**words(place, ct_bundle, "out", make))
     assert (summary.exit_code, summary.report_path, summary.counts["done"]) == (3, None, 4)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from medseq.errors import OutputError, RetryableError
+from medseq.io import atomic
 from medseq.io.atomic import clear, discard, partial_path, publish, written
 
 
@@ -111,3 +112,23 @@ def test_a_process_killed_before_the_rename_leaves_nothing_visible(tmp_path, mom
     assert [name for name in os.listdir(tmp_path) if not name.startswith(".")] == []
     clear(target)
     assert os.listdir(tmp_path) == []
+
+
+def test_names_in_a_staging_folder_are_forced_when_it_moves(tmp_path, monkeypatch):
+    """The contents at once, every list of names before the folder has its final place."""
+    forced, plain = [], atomic.fsync
+    monkeypatch.setattr(atomic, "fsync", lambda path: (forced.append(path), plain(path)))
+    stage, out = tmp_path / "stage" / "item", tmp_path / "out"
+    out.mkdir()
+    with atomic.names_forced_later():
+        for name in ("result.nii", "result/0001.dcm"):
+            target = stage / name.replace("result/", "series/")
+            atomic.publish_bytes(atomic.clear(target), target, b"x")
+        assert forced == []
+    atomic.fsync_below(stage)
+    assert forced == [stage / "series"]
+    atomic.publish(stage, out / "item")
+    assert forced == [stage / "series", stage, out]
+    # Afterwards, and in other threads, names are forced as ever.
+    atomic.publish_bytes(atomic.clear(out / "a"), out / "a", b"x")
+    assert forced[-1] == out

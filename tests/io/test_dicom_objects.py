@@ -8,7 +8,8 @@ import pytest
 from medseq.errors import OutputError, ShapeError
 from medseq.io.dicom import group_dicom, open_dicom
 from medseq.io.dicom_derive import Provenance
-from medseq.io.dicom_objects import write_parametric_map, write_picture, write_scores
+from medseq.io.dicom_map import write_parametric_map
+from medseq.io.dicom_objects import write_picture, write_scores
 from tests.io.dciodvfy import errors
 from tests.io.synthetic import OBLIQUE, PATIENT_NAME, enhanced, save, stack
 
