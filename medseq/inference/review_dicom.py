@@ -10,7 +10,7 @@ from medseq.inference.review_geometry import Geometry, require_plane
 from medseq.inference.review_runs import Runs
 from medseq.inference.review_schema import ReviewState
 from medseq.inference.review_words import reason_words
-from medseq.io.dicom import group_dicom
+from medseq.io.dicom import group_dicom, require_pydicom
 from medseq.io.dicom_review import Region, ReviewNote, write_key_object, write_structured_report
 
 __all__ = ["export_reports"]
@@ -28,7 +28,9 @@ def export_reports(runs: Runs, folder: Path) -> int:
 
     Raises:
         FormatError: A reviewed image that cannot be read.
+        BackendError: pydicom is not installed.
     """
+    require_pydicom()
     written = 0
     for info, store in runs.stores():
         codes = {record.seq: record.mac for record in store.records()}

@@ -15,7 +15,6 @@ import numpy as np
 from medseq import __version__
 from medseq.errors import FormatError, InputError
 from medseq.io.atomic import clear, discard, fsync, publish, written
-from medseq.io.dicom_header import quiet
 from medseq.io.privacy import path_label
 
 __all__ = ["Region", "ReviewNote", "write_key_object", "write_structured_report"]
@@ -256,6 +255,8 @@ def _procedure() -> Any:
 
 def _quietly(make: Callable[..., Any], **words: Any) -> Any:
     """Without the libraries' remarks on names and values, which repeat them."""
+    from medseq.io.dicom_header import quiet
+
     with quiet():
         return make(**words)
 

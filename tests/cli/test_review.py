@@ -175,11 +175,10 @@ def test_the_page_answers_soon_without_torch_and_stops(out, tmp_path):
     port = free_port()
     words = [sys.executable, "-m", "medseq.cli.main", "review", str(out), "--port", str(port), "--quiet"]
     environment = {**os.environ, "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    started = time.monotonic()
     with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, start_new_session=True) as process:
         try:
-            status = answered(f"http://127.0.0.1:{port}/", 60)
-            seconds = time.monotonic() - started
+            status = answered(f"http://127.0.0.1:{port}/", 180)
+            seconds = cpu_seconds(process.pid)
             with open(f"/proc/{process.pid}/maps") as maps:
                 libraries = maps.read()
             with open(f"/proc/{process.pid}/cmdline") as line:
@@ -189,15 +188,16 @@ def test_the_page_answers_soon_without_torch_and_stops(out, tmp_path):
             process.terminate()
             process.wait(timeout=30)
     assert status == 200
-    # The claim is 6 s on two quiet cores (benchmarks/bench_review.py measures it); here others share them.
-    assert seconds < 40
+    # The claim is 6 s of a quiet machine's clock (benchmarks/bench_review.py); CPU time hardly grows where cores are
+    # shared, and what the start takes of it is a lower bound of the clock's.
+    assert seconds < 6
     assert "streamlit" in command
     assert "libtorch" not in libraries
     # Paths and secrets are neither in the list of processes nor in a file that stays.
     assert str(out) not in command
     assert left == []
     # Nobody else serves: the command is its server.
-    with pytest.raises(URLError):
+    with pytest.raises((URLError, ConnectionError)):
         urlopen(f"http://127.0.0.1:{port}/", timeout=2)
 
 
@@ -207,7 +207,14 @@ def answered(address, within_s):
         try:
             with urlopen(address, timeout=5) as answer:
                 return answer.status
-        except (URLError, ConnectionError):
+        except (URLError, ConnectionError, TimeoutError):
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
+
+
+def cpu_seconds(pid):
+    """User and system time of a process so far."""
+    with open(f"/proc/{pid}/stat") as stream:
+        user, system = stream.read().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

@@ -29,7 +29,9 @@ def jobs(tmp_path, root):
     made = Jobs(tmp_path / "work", [root])
     yield made
     for job in made.list():
-        made.cancel(job.job_id)
+        if job.state == "running":
+            os.kill(job.pid, signal.SIGKILL)
+            ended(made, job)
 
 
 def stand_in(monkeypatch, code):
@@ -45,7 +47,7 @@ def stand_in(monkeypatch, code):
 
 
 def ended(jobs, job):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while (found := jobs.get(job.job_id)).state == "running" and time.monotonic() < deadline:
         time.sleep(0.05)
     return found
@@ -127,10 +129,14 @@ def test_how_a_run_ends(jobs, root, monkeypatch, code, state, message):
 
 
 def test_cancelling_asks_the_run_to_stop(jobs, root, monkeypatch):
-    code = "import signal, time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    raise SystemExit(130)"
+    code = "import time\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\n"
+    code += "except KeyboardInterrupt:\n    raise SystemExit(130)"
     stand_in(monkeypatch, code)
     job = jobs.start("ct-denoise", root / "scans", "ann")
-    time.sleep(0.5)  # until Python has its handler
+    log = jobs.out(job.job_id).parent / "log.txt"
+    deadline = time.monotonic() + 60
+    while "ready" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert jobs.cancel(job.job_id)
     assert ended(jobs, job).state == "cancelled"
     assert not jobs.cancel(job.job_id)
