@@ -3,9 +3,12 @@
 import re
 import tomllib
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.apps.conftest import APP
+from tests.apps.screenshots import ALLOWED, COMMITTED, VISIBLE, difference
 
 STATIC = APP / "static"
 OWN = sorted(path for path in STATIC.rglob("*") if path.suffix in (".js", ".css") and "vendor" not in path.parts)
@@ -81,3 +84,14 @@ def test_every_imported_script_is_there():
     for path in OWN:
         for target in re.findall(r"(?:from|import\()\s*'(\.[^']+)'", path.read_text()):
             assert (path.parent / target).is_file(), f"{path.name}: {target}"
+
+
+def test_a_mirrored_picture_is_no_screenshot_of_the_same_page():
+    name = COMMITTED / "ct-side-by-side.png"
+    picture = np.asarray(Image.open(name).convert("RGB"))
+    assert (difference(picture, picture) > VISIBLE).mean() == 0
+    assert (difference(picture, picture[:, ::-1]) > VISIBLE).mean() > ALLOWED
+    # A missing row of buttons is small, and still seen.
+    without = picture.copy()
+    without[95:160, :965] = picture[97, 20]
+    assert (difference(picture, without) > VISIBLE).mean() > ALLOWED / 3

@@ -38,7 +38,15 @@ def _views(item: Any) -> list[str]:
     views = ["planes"]
     if item.task == "recon":
         views.append("recon")
-    return [*views, "free"]
+    return views if _is_flat(item) else [*views, "free"]
+
+
+def _is_flat(item: Any) -> bool:
+    """Whether there is no more than one slice: then there are no planes across it."""
+    try:
+        return bool(context.known().series(item.token).master.header.shape[0] < 2)
+    except MedseqError:
+        return True
 
 
 # Signed addresses expire; new ones come before.
