@@ -67,6 +67,7 @@ def write_onnx(bundle: Bundle, folder: Path, size: tuple[int, int], seed: int) -
                 found=str(error.__cause__ or error).strip().splitlines()[0][:200],
                 remedy="export it with --to hf or torch-export",
             ) from None
+    assert graph is not None
     path = folder / "model.onnx"
     graph.save(str(path))
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
