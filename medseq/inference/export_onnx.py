@@ -108,8 +108,9 @@ def traced(network: Exportable, where: str) -> torch.export.ExportedProgram:
             return torch.export.export(
                 network.module, tuple(network.inputs.values()), dynamic_shapes=shapes if free else None, strict=False
             )
-    except (torch._dynamo.exc.UserError, RuntimeError, ValueError) as error:
-        # Rephrased: torch's own text is a page that ends in local paths.
+    except (torch._dynamo.exc.UserError, RuntimeError, ValueError, AssertionError) as error:
+        # Rephrased: torch's own text is a page that ends in local paths. Sizes that are free but must fit a stride, as
+        # in SRMamba's reordering, end in an assertion of torch.
         raise InputError(
             "the network cannot become a graph",
             where=where,
