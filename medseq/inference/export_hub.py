@@ -52,7 +52,7 @@ def hub_model() -> type:
 
     class HubModel(
         nn.Module,
-        PyTorchModelHubMixin,  # type: ignore[misc]
+        PyTorchModelHubMixin,
         library_name="medseq",
         tags=["medical-imaging"],
     ):

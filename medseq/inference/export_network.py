@@ -97,8 +97,8 @@ def exportable(bundle: Bundle, size: tuple[int, int]) -> Exportable:
 
 
 def _of_images(bundle: Bundle, size: tuple[int, int]) -> Exportable:
-    model, channels = bundle.build_model(), bundle.config.input.channels
-    turned = isinstance(model, RotationAverage)
+    model: Any = bundle.build_model()
+    channels, turned = bundle.config.input.channels, isinstance(model, RotationAverage)
     if turned and size[0] != size[1]:
         raise InputError("the network averages over quarter turns", where="--size", found=size, wanted="a square")
     net = model.net if turned else model
@@ -113,7 +113,8 @@ def _of_images(bundle: Bundle, size: tuple[int, int]) -> Exportable:
 
 
 def _of_bags(bundle: Bundle, size: tuple[int, int]) -> Exportable:
-    model, spec = bundle.build_model(), bundle.config.input
+    model: Any = bundle.build_model()
+    spec = bundle.config.input
     if getattr(getattr(model, "net", model), "scan2d", False):
         raise InputError(
             "the model lays patches on their slide's grid, whose size is no part of a graph",
@@ -121,14 +122,14 @@ def _of_bags(bundle: Bundle, size: tuple[int, int]) -> Exportable:
             remedy="export it with --to hf",
         )
     width = spec.feature_dim or int(getattr(model, "feature_dim", 0) or model.in_dim)
-    mean, spread = (getattr(model, name, None) for name in ("feature_mean", "feature_sd"))
+    mean: Any = getattr(model, "feature_mean", 0.0)
+    spread: Any = getattr(model, "feature_sd", 1.0)
 
     def draw(generator: torch.Generator, count: int | None = None) -> dict[str, Tensor]:
         count = count or int(torch.randint(LEAST_BAG, 3 * _BAG, (), generator=generator))
         drawn = torch.randn(count, width, generator=generator)
         # Around what the model was trained on, where it knows; it may have taken logarithms of that.
-        known = isinstance(mean, Tensor) and isinstance(spread, Tensor)
-        return {"features": mean + spread * drawn if known else drawn}
+        return {"features": mean + spread * drawn}
 
     first = draw(torch.Generator(), _BAG)
     found = _Scores(model).eval()(first["features"])
@@ -144,7 +145,7 @@ def _of_bags(bundle: Bundle, size: tuple[int, int]) -> Exportable:
 
 
 def _of_scans(bundle: Bundle, size: tuple[int, int]) -> Exportable:
-    model = bundle.build_model()
+    model: Any = bundle.build_model()
     if hasattr(model, "choose"):
         raise InputError(
             "the network decides slice by slice how to reconstruct, by samples that it holds out: no graph can",

@@ -67,6 +67,7 @@ def write_onnx(bundle: Bundle, folder: Path, size: tuple[int, int], seed: int) -
                 found=str(error.__cause__ or error).strip().splitlines()[0][:200],
                 remedy="export it with --to hf or torch-export",
             ) from None
+    assert graph is not None
     path = folder / "model.onnx"
     graph.save(str(path))
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -107,8 +108,9 @@ def traced(network: Exportable, where: str) -> torch.export.ExportedProgram:
             return torch.export.export(
                 network.module, tuple(network.inputs.values()), dynamic_shapes=shapes if free else None, strict=False
             )
-    except (torch._dynamo.exc.UserError, RuntimeError, ValueError) as error:
-        # Rephrased: torch's own text is a page that ends in local paths.
+    except (torch._dynamo.exc.UserError, RuntimeError, ValueError, AssertionError) as error:
+        # Rephrased: torch's own text is a page that ends in local paths. Sizes that are free but must fit a stride, as
+        # in SRMamba's reordering, end in an assertion of torch.
         raise InputError(
             "the network cannot become a graph",
             where=where,

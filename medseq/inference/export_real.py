@@ -71,7 +71,7 @@ class _Replay(fx.Interpreter):
         self.waves, self.where = waves, where
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = getattr(target, "_schema", None) and target._schema.name.removeprefix("aten::")
+        name = target._schema.name.removeprefix("aten::") if hasattr(target, "_schema") else ""
         if name not in _MAKERS and not _has_pair(args):
             return super().call_function(target, args, kwargs)
         if name in _PARTWISE:

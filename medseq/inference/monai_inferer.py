@@ -68,11 +68,13 @@ class VolumeInferer:
             spec.modality[0] if spec.modality else "OT",
             spec.units,
         )
-        sink = _Kept()
-        RestorePredictor(_Loaded(self._config, self._network), self._device).predict(Volume(header, planes), sink)
+        sink: Any = _Kept()
+        bundle: Any = _Loaded(self._config, self._network)
+        RestorePredictor(bundle, self._device).predict(Volume(header, planes), sink)
         restored = np.concatenate(sink.planes).T
         result = torch.from_numpy(np.ascontiguousarray(restored[..., 0] if planar else restored))[None]
-        out: Any = type(image)(result, meta=dict(image.meta))  # type: ignore[call-arg, attr-defined]
+        made: Any = type(image)
+        out = made(result, meta=dict(getattr(image, "meta", {})))
         out.affine = torch.from_numpy(sink.affine)
         return out
 

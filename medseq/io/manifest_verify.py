@@ -121,7 +121,7 @@ def _unreadable(path: Path) -> str | None:
             from medseq.io.dicom import group_dicom
 
             broken = group_dicom([path])[2]
-            return broken[0].reason if broken else None
+            return broken[0].error.what if broken else None
         elif name.endswith((".svs", ".tif", ".tiff", ".ndpi", ".mrxs")):
             from medseq.io.slide_open import open_slide
 

@@ -139,8 +139,8 @@ def test_a_graph_that_is_not_the_network_is_not_published(tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
-def scan2d_bundle(folder):
-    sizes = {"in_dim": 6, "d_model": 8, "attention_dim": 4, "scan2d": True}
+def scan2d_bundle(folder, scan2d=True):
+    sizes = {"in_dim": 6, "d_model": 8, "attention_dim": 4, "num_layers": 1, "scan2d": scan2d}
     config = {
         "name": "grid",
         "version": "1",
@@ -155,6 +155,14 @@ def scan2d_bundle(folder):
 def test_a_slides_grid_is_no_part_of_a_graph(tmp_path):
     with pytest.raises(InputError, match="slide's grid"):
         export_bundle(scan2d_bundle(tmp_path / "grid"), "onnx", tmp_path / "out")
+
+
+def test_sizes_that_must_fit_a_stride_are_refused_in_our_words(tmp_path):
+    # SRMamba, the default mixer, reads every fifth patch.
+    bundle = scan2d_bundle(tmp_path / "strided", scan2d=False)
+    with pytest.raises(InputError, match="grid: the network cannot become a graph.*--to hf"):
+        export_bundle(bundle, "torch-export", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def same_bundle(one, other):

@@ -1,6 +1,7 @@
 """Every kind of fault of a data set is found, by name and only once."""
 
 import gzip
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +42,19 @@ def test_empty_cut_and_copied_files_are_told_apart(volumes):
     }
     # Hashes alone do not see that a file was cut short.
     assert ("corrupt", "noisy/subject2.nii.gz") not in faults(volumes, open_files=False)
+
+
+def test_a_dicom_file_that_was_cut_short_is_corrupt(tmp_path):
+    from pydicom.data import get_testdata_file
+
+    whole = Path(get_testdata_file("CT_small.dcm")).read_bytes()
+    for name, data in (("a", whole), ("b", whole[: len(whole) // 2])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.dcm").write_bytes(data)
+    text = {"title": "t", "licence": "l", "get": "g", "cite": "c", "what": "w"}
+    folder = {"path": ".", "pattern": "*/*.dcm", "subject": "^([ab])/", "role": "train"}
+    (tmp_path / "manifest.yaml").write_text(yaml.safe_dump({**text, "folders": [folder]}))
+    assert faults(tmp_path) == {("corrupt", "b/1.dcm")}
 
 
 def test_a_file_that_is_not_there_is_missing(volumes):
