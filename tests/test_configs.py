@@ -1,12 +1,15 @@
 """Every shipped configuration parses through the real parser; every tiny one trains."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from medseq.cli.fit_report import read_metrics
 from medseq.cli.main import app
 from medseq.cli.share import config_names, find_config
 from medseq.cli.training import TASKS
@@ -93,3 +96,31 @@ def test_an_unknown_configuration_names_those_that_exist():
     result = runner.invoke(app, ["fit", "restore", "--config", "restore/tinny"])
     assert result.exit_code == 2
     assert "restore/tiny" in result.stderr
+
+
+def test_the_table_of_configurations_is_up_to_date():
+    script = ROOT / ".ci" / "config_table.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stderr}; run python .ci/config_table.py"
+
+
+# What the second line of each tiny configuration promises: the metric, what it is compared with, and by how much.
+PROMISES = {
+    "mil/tiny": ("val/auroc", None, 0.9),
+    "recon/tiny": ("val/psnr", "input/psnr", 3.0),
+    "restore/tiny": ("val/psnr", "input/psnr", 2.0),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_tiny_one_reaches_what_it_promises(name, tmp_path, monkeypatch):
+    metric, reference, margin = PROMISES[name]
+    line = find_config(name).read_text().splitlines()[1]
+    assert f"{metric} above" in line
+    assert f"{margin:g}" in line
+    monkeypatch.chdir(tmp_path)
+    result = runner.invoke(app, ["fit", name.partition("/")[0], "--config", name, "-q"])
+    assert result.exit_code == 0, result.output
+    curves = read_metrics(next(tmp_path.rglob("metrics.csv")))
+    best = max(value for _, value in curves[metric])
+    assert best > margin + (curves[reference][-1][1] if reference else 0.0)

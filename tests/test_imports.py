@@ -17,9 +17,22 @@ EXTRA_MODULES = {
     "review": ["streamlit", "plotly"],
     "distributed": ["ray"],
     "export": ["onnx", "onnxruntime", "onnxscript", "huggingface_hub", "mlcroissant", "fire"],
+    "docs": ["mkdocs", "mkdocstrings"],
     "cuda": ["mamba_ssm", "causal_conv1d"],
     "encoders": ["timm", "torchvision"],
-    "dev": ["pytest", "hypothesis", "beartype", "SimpleITK", "mambapy", "playwright", "triton", "nilearn", "nanobind"],
+    "dev": [
+        "build",
+        "cyclonedx_py",
+        "pytest",
+        "hypothesis",
+        "beartype",
+        "SimpleITK",
+        "mambapy",
+        "playwright",
+        "triton",
+        "nilearn",
+        "nanobind",
+    ],
 }
 # scikit-image depends on it, so a base installation has it too.
 IN_BASE = {"tifffile"}

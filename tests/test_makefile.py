@@ -18,7 +18,7 @@ def test_help_lists_every_target_and_is_what_plain_make_does(repo_root):
     assert done.returncode == 0
     assert set(re.findall(r"^  make ([a-z-]+) ", done.stdout, re.MULTILINE)) == phony
     assert make(repo_root).stdout == done.stdout
-    assert {"setup", "check", "test", "demo", "bench", "soak", "system-test-deps"} <= phony
+    assert {"setup", "check", "test", "docs", "release-check", "demo", "bench", "soak", "system-test-deps"} <= phony
 
 
 def test_continuous_integration_runs_the_same_targets(repo_root):

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from medseq.errors import MedseqError, RetryableError
+from medseq.errors import MedseqError, OutputError, RetryableError
 from medseq.inference.review_access import COOKIE, Refused
 from medseq.inference.review_service import Service, service
 
@@ -38,6 +38,8 @@ def route(path: str, answer: Answer) -> Route:
         token = str(request.path_params["token"])
         try:
             session = service().access.check(request.query_params.get("t"), request.cookies.get(COOKIE), token)
+            # What is not logged is not shown.
+            service().log.write(session.user, "picture", token, once_s=300.0)
             response = await anyio.to_thread.run_sync(answer, service(), token, request)
         except Refused as refusal:
             return JSONResponse({"error": str(refusal)}, refusal.status, headers=FACTS)
@@ -45,11 +47,10 @@ def route(path: str, answer: Answer) -> Route:
             return JSONResponse({"error": str(error)}, 422, headers=FACTS)
         except LookupError:
             return JSONResponse({"error": "not found"}, 404, headers=FACTS)
-        except RetryableError as error:
+        except (RetryableError, OutputError) as error:
             return JSONResponse({"error": str(error)}, 503, headers={**FACTS, "Retry-After": "2"})
         except MedseqError as error:
             return JSONResponse({"error": str(error)}, 404, headers=FACTS)
-        service().log.write(session.user, "picture", token, once_s=300.0)
         return response
 
     return Route(path, endpoint, methods=["GET"])

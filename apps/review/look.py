@@ -1,11 +1,16 @@
 """What every page looks like: the banner, the little style sheet, words for states, empty and broken pages."""
 
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
-__all__ = ["DECISIONS", "STATES", "TASKS", "TONES", "again", "banner", "empty", "page_style", "problem"]
+from medseq.errors import MedseqError
+
+__all__ = ["DECISIONS", "STATES", "TASKS", "TONES", "again", "banner", "empty", "in_words", "page_style", "problem"]
 
 _STYLE = Path(__file__).resolve().parent / "static" / "page.css"
 
@@ -55,6 +60,19 @@ def empty(what: str, todo: str) -> None:
     """A page with nothing on it says what to do."""
     st.subheader(what)
     st.write(todo)
+
+
+def in_words(part: Callable[..., None]) -> Callable[..., None]:
+    """A part of a page whose errors are shown where it stands; the rest of the page goes on."""
+
+    @wraps(part)
+    def shown(*args: Any) -> None:
+        try:
+            part(*args)
+        except MedseqError as error:
+            problem(error)
+
+    return shown
 
 
 def problem(error: Exception) -> None:

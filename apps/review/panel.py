@@ -5,7 +5,7 @@ from typing import Any
 
 import context
 import streamlit as st
-from look import DECISIONS, again
+from look import DECISIONS, again, in_words
 
 from medseq.errors import MedseqError
 from medseq.inference.review_words import REASONS, reason_words
@@ -17,6 +17,7 @@ _SCORES = {1: "1", 2: "2", 3: "3", 4: "4", 5: "5"}
 
 
 @st.fragment
+@in_words
 def panel(item: Any) -> None:
     """The panel of a case."""
     runs = context.runs()

@@ -50,7 +50,7 @@ def score_cases(task: "AveragedTask", dataset: "Dataset", collate: Callable[[lis
 
     seen: dict[str, float] = {}
     # What validation would log is what a case has reached.
-    task.log_scores = lambda scores, cases, *, prog_bar=False: seen.update(  # type: ignore[method-assign, assignment]
+    task.log_scores = lambda scores, cases, *, prog_bar=False: seen.update(  # type: ignore[method-assign]
         {name: float(value) for name, value in scores.items()}
     )
     task.log_picture = lambda name, picture: None  # type: ignore[method-assign]

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from medseq.cli.console import AsJson, Quiet, print_json, say
-from medseq.errors import BackendError
+from medseq.errors import BackendError, InputError
 
 __all__ = ["app"]
 
@@ -42,7 +42,7 @@ app = typer.Typer(
 
 @app.command("open")
 def open_page(
-    out: Runs,
+    out: Annotated[list[Path] | None, typer.Argument(help="Output folders of runs, or folders that hold them.")] = None,
     port: Annotated[int, typer.Option("--port", help="Port of the page.")] = 8501,
     address: Annotated[
         str, typer.Option("--address", help="Where it listens; others than 127.0.0.1 need --auth.")
@@ -83,11 +83,14 @@ def open_page(
     quiet: Quiet = False,
 ) -> None:
     """Open the review in a browser: a worklist of what the runs produced, with its record of decisions."""
+    from medseq.inference.review_access import AccessLog
     from medseq.inference.review_config import VARIABLE, ReviewConfig, load_auth, require_address
     from medseq.inference.review_key import audit_key
     from medseq.inference.review_run import find_runs
 
-    folders = tuple(find_runs(out))
+    if not out and workspace is None:
+        raise InputError("nothing to review", wanted="output folders of runs, or --workspace FOLDER to start some")
+    folders = tuple(find_runs(out or []))
     signed = load_auth(auth) if auth else None
     require_address(address, signed)
     config = ReviewConfig(
@@ -105,18 +108,24 @@ def open_page(
         memory_mb=memory,
         session_minutes=session_minutes,
         https=https,
-        access_log=(access_log or folders[0] / "access.jsonl").resolve(),
+        once=True,
+        access_log=(access_log or (workspace or folders[0]) / "access.jsonl").resolve(),
     )
-    notice = audit_key(folders[0]).notice
+    # Says at once if the key or the log cannot be used.
+    notice = audit_key(folders[0] if folders else workspace).notice
+    if workspace is not None:
+        workspace.mkdir(parents=True, exist_ok=True, mode=0o700)
+    AccessLog(config.access_log).write(config.user, "start")
     if notice:
         say(notice, quiet=quiet)
     say(f"http://{address}:{port}  (stop with Ctrl-C). Research use only.", quiet=quiet)
     handle, name = tempfile.mkstemp(prefix="medseq-review-", suffix=".json")
+    with os.fdopen(handle, "w") as stream:
+        stream.write(config.model_dump_json())
     try:
-        with os.fdopen(handle, "w") as stream:
-            stream.write(config.model_dump_json())
-        raise typer.Exit(_serve(config, {**os.environ, VARIABLE: name}, theme, browser))
+        _serve(config, {**os.environ, VARIABLE: name}, theme, browser)
     finally:
+        # Only reached if the server could not be started: it removes the file itself.
         Path(name).unlink(missing_ok=True)
 
 
@@ -132,7 +141,6 @@ def verify(
     """Check the chain of every record: exit code 0 if it is whole, 3 if it was tampered with, 2 if there is none."""
     from dataclasses import asdict
 
-    from medseq.errors import InputError
     from medseq.inference.review import STORE, ReviewStore
     from medseq.inference.review_key import audit_key
     from medseq.inference.review_run import find_runs
@@ -170,7 +178,6 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write the record of a review; the head of its chain stands in it."""
-    from medseq.errors import InputError
     from medseq.inference.review_dicom import export_reports
     from medseq.inference.review_export import decisions_csv, mrmc_csv, read_truth
     from medseq.inference.run_folder import write_text
@@ -236,10 +243,9 @@ def _runs(out: list[Path]) -> Any:
     return Runs(reviewed or folders, audit_key(folders[0]).secret, read_only=True)
 
 
-def _serve(config: Any, environment: dict[str, str], theme: str, browser: bool) -> int:
-    """Run the server until it is stopped; returns its exit code."""
+def _serve(config: Any, environment: dict[str, str], theme: str, browser: bool) -> None:
+    """Become the server: whoever stops this process, however, stops it. Does not return."""
     import importlib.util
-    import subprocess
 
     from medseq.cli.share import share_folder
 
@@ -258,17 +264,9 @@ def _serve(config: Any, environment: dict[str, str], theme: str, browser: bool) 
     }
     application = share_folder("apps") / "review" / "app.py"
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "streamlit", "run", str(application), *words],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
-        return 0
+    # The server's greeting names addresses that nobody may use.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.execve(sys.executable, [sys.executable, "-m", "streamlit", "run", str(application), *words], environment)
 
 
 def _account() -> str:

@@ -104,7 +104,7 @@ class ResumableLoader(DataLoader):
             generator=seeded([sampler.seed, sampler.rank]),
         )
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         assert isinstance(self.sampler, ShareSampler)
         self._position, self._skip = self._skip, 0
         self.sampler.start = self._position * (self.batch_size or 1)

@@ -31,13 +31,13 @@ class TaskExample(NamedTuple):
     use: tuple[str, ...]
 
 
-def write_recon_example(folder: Path, *, size: int = 48, slices: int = 4, seed: int = 0) -> TaskExample:
+def write_recon_example(folder: str | Path, *, size: int = 48, slices: int = 4, seed: int = 0) -> TaskExample:
     """Five simulated scans of four coils in HDF5, a manifest, and a configuration that trains on them.
 
     Raises:
         OutputError: The folder cannot be written.
     """
-    generator = torch.Generator().manual_seed(seed)
+    folder, generator = Path(folder), torch.Generator().manual_seed(seed)
     for number, _ in enumerate(_ROLES):
         scans = [simulate_scan(ellipses((size, size), generator), 4, 0.01, generator) for _ in range(slices)]
         kspace = np.stack([scan.kspace.numpy() for scan in scans])
@@ -60,13 +60,13 @@ def write_recon_example(folder: Path, *, size: int = 48, slices: int = 4, seed: 
     )
 
 
-def write_restore_example(folder: Path, *, size: int = 64, slices: int = 4, seed: int = 0) -> TaskExample:
+def write_restore_example(folder: str | Path, *, size: int = 48, slices: int = 2, seed: int = 0) -> TaskExample:
     """Five drawn CT volumes in NIfTI, as they are (``clean``) and with white noise of 40 HU (``noisy``).
 
     Raises:
         OutputError: The folder cannot be written.
     """
-    generator = torch.Generator().manual_seed(seed)
+    folder, generator = Path(folder), torch.Generator().manual_seed(seed)
     for number, _ in enumerate(_ROLES):
         clean = torch.cat([sample_phantom(size, generator) for _ in range(slices)]).numpy()
         noise = 40.0 * torch.randn(clean.shape, generator=generator).numpy()

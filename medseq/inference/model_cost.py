@@ -173,7 +173,8 @@ def _scan(batch: int, channel: int, length: int, state: int) -> int:
 
 
 def _selective_scan(u: Shape, delta: Shape, a: Shape, *_: Any, **__: Any) -> int:
-    return _scan(*u, a[1])
+    batch, channel, length = u
+    return _scan(batch, channel, length, a[1])
 
 
 def _cross_scan(x: Shape, delta: Shape, a: Shape, *_: Any, **__: Any) -> int:

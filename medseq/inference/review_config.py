@@ -81,6 +81,8 @@ class ReviewConfig(BaseModel):
     session_minutes: float = Field(default=30.0, gt=0)
     https: bool = False
     access_log: Path | None = None
+    # The file holds secrets and is removed by whoever read it.
+    once: bool = False
 
     @property
     def hosts(self) -> frozenset[str]:
@@ -148,7 +150,10 @@ def read_config(path: str | None = None) -> ReviewConfig:
     if not path:
         return ReviewConfig()
     try:
-        return ReviewConfig.model_validate_json(Path(path).read_bytes())
+        config = ReviewConfig.model_validate_json(Path(path).read_bytes())
+        if config.once:
+            Path(path).unlink()
+        return config
     except (OSError, ValidationError) as error:
         raise ManifestError(
             "the review's configuration cannot be read", found=type(error).__name__, remedy="start it by medseq review"

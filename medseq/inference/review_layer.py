@@ -29,7 +29,7 @@ class Layer:
         reader: The volume; read by one thread at a time.
         cache: Where planes and volumes are kept.
         key: Tells this volume from others in the cache.
-        whole_bytes: See `WHOLE_BYTES`.
+        whole_bytes: See `WHOLE_BYTES`; default: that, or a third of the cache if it is smaller.
     """
 
     def __init__(
@@ -38,11 +38,13 @@ class Layer:
         reader: VolumeReader,
         cache: "ByteCache[Any]",
         key: str,
-        whole_bytes: int = WHOLE_BYTES,
+        whole_bytes: int | None = None,
     ) -> None:
         self.role, self.header, self.geometry = role, reader.header, Geometry(reader.header)
         self._reader, self._cache, self._key, self._lock = reader, cache, key, threading.Lock()
         size = 4 * int(np.prod(self.header.shape[:3]))
+        # Before and after fit into the cache together.
+        whole_bytes = whole_bytes or min(WHOLE_BYTES, cache.max_bytes // 3)
         self.reduced = max(1, int(np.ceil(np.sqrt(size / whole_bytes))))
         # Compressed NIfTI is read forwards only: a volume that fits is read once.
         self._at_once = self.header.source.kind == "nifti" and self.reduced == 1

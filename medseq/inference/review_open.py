@@ -42,9 +42,11 @@ def open_series(runs: Runs, token: str, cache: "ByteCache[Any]", pseudonym: Call
         files = [file for file in outputs if file.role == role]
         if role == "result" or files:
             openers[name] = _opener(files, modality, units)
+    # Pixels of what was computed before are not those of now.
+    digest = runs.output_hash(token)
     for name, opener in openers.items():
         try:
-            layers[name] = Layer(name, opener(), cache, f"{token}/{name}")
+            layers[name] = Layer(name, opener(), cache, f"{token}/{name}/{digest}")
         except MedseqError as error:
             missing[name] = str(error)
     return SeriesView(layers, missing, _header(layers, item, pseudonym))

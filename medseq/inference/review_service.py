@@ -14,6 +14,7 @@ import threading
 from functools import cache
 from typing import Any
 
+from medseq.inference.check import LEDGER
 from medseq.inference.review_access import Access, AccessLog, SlidingLimit
 from medseq.inference.review_cache import ByteCache
 from medseq.inference.review_config import ReviewConfig, read_config
@@ -49,21 +50,21 @@ class Service:
     def __init__(self, config: ReviewConfig) -> None:
         self._stop = threading.Event()
         self._pushing: threading.Thread | None = None
-        key = audit_key(config.folders[0] if config.folders else None)
+        key = audit_key(config.folders[0] if config.folders else config.workspace)
         self.config, self.notice = config, key.notice
         study = Study(config.study) if config.study else None
+        self.jobs = Jobs(config.workspace, config.roots) if config.workspace else None
         self.runs: Runs | None = None
-        if config.folders:
-            self.runs = Runs(
-                config.folders, key.secret, inputs=config.inputs, references=config.references, study=study
-            )
+        if config.folders or self.jobs is not None:
+            places = config.inputs, config.references
+            self.runs = Runs(config.folders, key.secret, inputs=places[0], references=places[1], study=study)
+        self.adopt_jobs()
         idle = 60 * config.session_minutes
         self.access = Access(derived(key.secret, "medseq review addresses"), idle_s=idle)
         self.log, self.sign_ins = AccessLog(config.access_log), SlidingLimit()
         self.pixels: ByteCache[Any] = ByteCache(config.memory_mb << 20, _size)
         self._views: ByteCache[Any] = ByteCache(_OPEN_ITEMS, lambda view: 1, lambda view: _close(view))
         self.push = self._push_queue()
-        self.jobs = Jobs(config.workspace, config.roots) if config.workspace else None
         self._pseudonyms = derived(key.secret, "medseq review pseudonyms")
 
     def decide(self, token: str, reviewer: str, kind: str = "decide", *, role: str = "reviewer", **values: Any) -> None:
@@ -101,6 +102,15 @@ class Service:
         if self.runs is None or not self.config.push_to:
             return None
         return PushQueue(self.runs, to_archive(self.config.push_to))
+
+    def adopt_jobs(self) -> None:
+        """Take runs that were started from the page into the worklist, as soon as they have a ledger."""
+        if self.jobs is None or self.runs is None:
+            return
+        for job in self.jobs.list():
+            folder = self.jobs.out(job.job_id)
+            if (folder / LEDGER).exists():
+                self.runs.add(folder)
 
     def require_runs(self) -> Runs:
         """The runs.

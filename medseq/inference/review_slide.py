@@ -275,9 +275,17 @@ def open_slide_view(runs: Runs, token: str, cache: "ByteCache[Any]") -> SlideVie
     }
     geojson = next((f for f in outputs.values() if f.path.suffix == ".geojson" and not f.problem), None)
     size = _patch_size(geojson.path if geojson else None, None if attention is None else attention.coords)
-    bundle = runs.run_of(token).bundle
+    bundle, key = runs.run_of(token).bundle, f"{token}/slide/{runs.output_hash(token)}"
     return SlideView(
-        zoom, missing, attention, size, scores, bundle=bundle, stored=stored, cache=cache, key=f"{token}/slide"
+        zoom,
+        missing,
+        attention,
+        size,
+        scores,
+        bundle=bundle,
+        stored=stored,
+        cache=cache,
+        key=key,
     )
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from medseq.errors import FormatError
 from medseq.io.privacy import path_label
 from medseq.io.volume import VolumeHeader
 
@@ -31,19 +30,21 @@ def series_facts(header: VolumeHeader) -> SeriesFacts:
         FormatError: The file cannot be read.
     """
     import pydicom
-    from pydicom.errors import InvalidDicomError
+
+    from medseq.io.dicom_header import quiet, understood
 
     path = header.source.files[0]
     tags = ["PatientID", "PatientName", "IssuerOfPatientID", "Laterality", "ImageLaterality", "BodyPartExamined"]
-    try:
+    with understood(path_label(path), "the header cannot be read"):
         dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags, force=True)
-    except (OSError, InvalidDicomError, EOFError, ValueError) as error:
-        raise FormatError("the header cannot be read", where=path_label(path), found=type(error).__name__) from None
-    identity = [str(dataset.get(tag) or "") for tag in ("IssuerOfPatientID", "PatientID")]
+    # Values are looked at only when asked for, and what is wrong with them is told with their text.
+    with quiet():
+        found = {tag: str(dataset.get(tag) or "").strip() for tag in tags}
+    identity = [found["IssuerOfPatientID"], found["PatientID"]]
     if not identity[1]:
-        identity = ["", str(dataset.get("PatientName") or "")]
-    laterality = str(dataset.get("ImageLaterality") or dataset.get("Laterality") or "").strip().upper()
-    part = str(dataset.get("BodyPartExamined") or "").strip().upper()
+        identity = ["", found["PatientName"]]
+    laterality = (found["ImageLaterality"] or found["Laterality"]).upper()
+    part = found["BodyPartExamined"].upper()
     # A code string: anything else in there may be free text with a name.
     is_term = 0 < len(part) <= 16 and all(c.isalnum() or c in " _" for c in part)
     return SeriesFacts(

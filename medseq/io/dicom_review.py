@@ -5,7 +5,6 @@ from the event that is exported: exporting twice gives the same objects, and an 
 """
 
 import uuid
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from medseq import __version__
 from medseq.errors import FormatError, InputError
 from medseq.io.atomic import clear, discard, fsync, publish, written
+from medseq.io.dicom_header import quiet
 from medseq.io.privacy import path_label
 
 __all__ = ["Region", "ReviewNote", "write_key_object", "write_structured_report"]
@@ -255,9 +255,8 @@ def _procedure() -> Any:
 
 
 def _quietly(make: Callable[..., Any], **words: Any) -> Any:
-    """Without the library's remark on names of one component, which repeats the patient's name."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+    """Without the libraries' remarks on names and values, which repeat them."""
+    with quiet():
         return make(**words)
 
 

@@ -81,7 +81,8 @@ class RestoreTask(AveragedTask):
 
     def restore(self, net: nn.Module, batch: RestoreBatch) -> Tensor:
         """Restored images in native units, ``(batch, 1, row, col)``; samples are taken to have pixels of 1 mm."""
-        params = [{"scale": batch.scale.view(-1, 1, 1, 1), "pixel_cm2": 0.01}] * len(self.preprocess)
+        params: list[dict[str, float | Tensor]] = [{"scale": batch.scale.view(-1, 1, 1, 1), "pixel_cm2": 0.01}]
+        params *= len(self.preprocess)
         stages = apply_chain(self.preprocess, batch.image, params)
         return invert_chain(self.preprocess, net(stages[-1], batch.condition), stages, params)
 

@@ -48,7 +48,8 @@ class ExactResume(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The generators of Python, numpy, torch and every CUDA device."""
-        name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (the global one is meant)
+        numpy_state: Any = np.random.get_state(legacy=True)  # noqa: NPY002 (the global one is meant)
+        name, keys, position, has_gauss, gauss = numpy_state
         state: dict[str, Any] = {
             "python": random.getstate(),
             "numpy": [str(name), torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(gauss)],

@@ -44,7 +44,8 @@ def test_zoom_attention_jump_and_scale(server, new_page):
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.mouse.wheel(0, -400)
     page.wait_for_timeout(900)
-    assert zoom_of(stage) > 1.2 * before
+    # One step of the wheel is a factor of 1.2.
+    assert zoom_of(stage) > 1.15 * before
     assert any("_files/" in url for url in asked)
     # A jump shows the patch, three times its size in view.
     page.locator(".strip button").nth(2).click()

@@ -310,6 +310,14 @@ def test_the_access_log_tells_who_opened_what_once(client, tmp_path):
     assert not [word for word in PLANTED if word in text.lower()]
 
 
+def test_what_cannot_be_logged_is_not_shown(client, monkeypatch, tmp_path):
+    monkeypatch.setattr(service().log, "_path", tmp_path)  # a folder: nothing can be written there
+    answer = client.get(address(client, "slice/*", token()))
+    assert answer.status_code == 503
+    assert "access log" in answer.json()["error"]
+    assert str(tmp_path) not in answer.text
+
+
 def test_tries_to_sign_in_are_limited(client):
     found = [client.get("/auth/login").status_code for _ in range(12)]
     assert found[:10] == [200] * 10

@@ -242,6 +242,10 @@ def test_the_configuration_goes_through_a_file_and_back(tmp_path, monkeypatch):
     assert read_config(str(path)) == config
     monkeypatch.setenv("MEDSEQ_REVIEW_CONFIG", str(path))
     assert read_config().auth.auth["client_secret"] == "s"
+    path.write_text(ReviewConfig(once=True).model_dump_json())
+    assert read_config().once
+    # Its secrets are not left lying about.
+    assert not path.exists()
     path.write_text('{"ports": 1}')
     with pytest.raises(ManifestError, match="cannot be read.*medseq review"):
         read_config()

@@ -112,7 +112,7 @@ def test_files_that_are_not_what_was_accepted_are_refused(runs, tokens):
     queue = PushQueue(runs, archive)
     decide(runs, queue, tokens[0], "accept")
     path = runs.outputs(tokens[0])[0].path
-    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
     decide(runs, queue, tokens[1], "accept")
     runs.outputs(tokens[1])[1].path.unlink()
     decide(runs, queue, tokens[3], "accept")

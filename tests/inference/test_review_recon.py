@@ -99,7 +99,7 @@ def test_facts_and_pictures(scan):
     assert np.unravel_index(kspace.argmax(), kspace.shape) == (ROWS // 2, COLS // 2)
     assert pixels(view.picture("coils", 0)).shape == (ROWS, COILS * (COLS + 2) - 2)
     assert (pixels(view.picture("ssim", 0)) == 255).mean() > 0.99
-    assert pixels(view.picture("error", 0)).max() <= 18  # dark: no error
+    assert pixels(view.picture("error", 0)).max() < 25  # dark: no error
     assert pixels(view.picture("error", 0, "zero-filled")).max() > 100
 
 

@@ -1,5 +1,6 @@
 """The worklist: pages, filters, blinded studies, runs that go on, broken ledgers, files that changed."""
 
+import hashlib
 import os
 import sqlite3
 import threading
@@ -9,7 +10,7 @@ import pytest
 
 from medseq.errors import InputError, OutputError
 from medseq.inference.ledger import Ledger
-from medseq.inference.ledger_schema import FileRow
+from medseq.inference.ledger_schema import FileRow, OutputRow
 from medseq.inference.review import ReviewStore
 from medseq.inference.review_run import find_runs
 from medseq.inference.review_runs import Runs, Study
@@ -308,8 +309,6 @@ def test_outputs_computed_again_make_verdicts_stale(out):
         ledger.requeue(ids=[row.item_id])
         (out / row.item_id / "result.bin").write_bytes(b"another result")
         ledger.claim("w", 60, row.item_id)
-        from tests.inference.made_review import OutputRow, hashlib
-
         digest = hashlib.sha256(b"another result").hexdigest()
         ledger.stage_outputs(row.item_id, [OutputRow("result", f"{row.item_id}/result.bin", digest, 14)])
         ledger.finish(row.item_id, "w", seconds=1.0, peak_mb=1.0, input_sha256="", metrics={}, flags=[])

@@ -36,7 +36,7 @@ def affine_of(orientation, spacing=(2.5, 0.75, 0.5), *, reverse=False, shear=0.0
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ out
 
 
-def view_of(array, affine=None, *, cache=None, whole_bytes=400 << 20, units="1", **layers):
+def view_of(array, affine=None, *, cache=None, whole_bytes=None, units="1", **layers):
     """A view whose ``after`` is the array; other layers as they are given."""
     cache = cache or ByteCache(1 << 28, lambda value: value.nbytes)
     volumes = {"after": Volume.from_array(np.asarray(array, np.float32), affine=affine, units=units), **layers}
@@ -442,6 +442,17 @@ def test_two_thousand_slices_are_looked_at_one_by_one_and_across_in_bounded_memo
 def expected_value(view, plane, index, x, y):
     s, r, c = (round(v) for v in view.master.layout(plane).voxel(index, y - 0.5, x - 0.5))
     return s + r * 0.5 + c * 0.25
+
+
+def test_a_small_cache_makes_smaller_volumes_and_not_the_same_one_over_and_over():
+    reader = Counting((40, 64, 64))
+    layer = Layer("after", reader, ByteCache(600_000, lambda a: a.nbytes), "k")
+    assert layer.reduced == 2
+    layer.picture("coronal", 3)
+    reads = reader.reads
+    for index in range(20):
+        layer.picture("sagittal", index)
+    assert reader.reads == reads
 
 
 def test_reduced_planes_differ_from_the_volume_by_no_more_than_a_block():

@@ -18,7 +18,8 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+# A graph of the cross scan takes a minute to make.
+@pytest.mark.parametrize("name", ["rwkv", "unet", pytest.param("vmamba", marks=pytest.mark.slow)])
 def test_onnxruntime_agrees_with_torch(name, tmp_path, seed):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
@@ -28,7 +29,7 @@ def test_onnxruntime_agrees_with_torch(name, tmp_path, seed):
         # The last layer starts at zero, which would hide the network behind its skip connection.
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    image = torch.randn(1, 1, 16, 32, generator=generator)
+    image = torch.randn(1, 1, 16, 16, generator=generator)
     program = torch.onnx.export(model, (image,), dynamo=True, verbose=False, optimize=False)
     program.save(tmp_path / "model.onnx")
     session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])

@@ -7,7 +7,7 @@ import context
 import streamlit as st
 from case_header import header
 from components import free_planes, reconstruction, slide_viewer, volume_viewer
-from look import again, empty, problem
+from look import again, empty, in_words, problem
 from panel import panel
 
 from medseq.errors import MedseqError
@@ -18,6 +18,17 @@ _VIEWS = {
     "free": "Free planes, 3-D",
     "slide": "Slide",
     "quality": "Tissue",
+}
+
+
+_TISSUE = {
+    "tissue_mm2": "Tissue, mm²",
+    "tissue_share": "Share of the slide that is tissue",
+    "focus_median": "Focus (hundreds: sharp, below 20: blurred)",
+    "blurred_share": "Share of the tissue that is blurred",
+    "pen_share": "Share under ink (orange)",
+    "fold_share": "Share in folds (blue)",
+    "unreadable_share": "Share that cannot be read",
 }
 
 
@@ -32,6 +43,7 @@ def _views(item: Any) -> list[str]:
 
 # Signed addresses expire; new ones come before.
 @st.fragment(run_every=300)
+@in_words
 def _volume(item: Any) -> None:
     urls = {kind: context.address(kind, item) for kind in ("info", "slice", "value", "roi")}
     marks = context.runs().state(item.token).annotations
@@ -44,6 +56,7 @@ def _volume(item: Any) -> None:
 
 
 @st.fragment(run_every=300)
+@in_words
 def _slide(item: Any) -> None:
     urls = {kind: context.address(kind, item) for kind in ("slide-info", "overlay", "patch", "stored")}
     urls["dzi"] = context.address("slide", item).replace(item.token, f"{item.token}.dzi", 1)
@@ -59,12 +72,9 @@ def _quality(item: Any) -> None:
         problem(error)
         return
     st.html(f'<img class="quality" alt="Tissue, ink and folds" src="{context.address("quality", item)}">')
-    facts = "".join(f"<dt>{escape(str(name))}</dt><dd>{escape(_fact(value))}</dd>" for name, value in numbers.items())
+    known = {words: numbers[name] for name, words in _TISSUE.items() if numbers.get(name) is not None}
+    facts = "".join(f"<dt>{escape(words)}</dt><dd>{value:.3g}</dd>" for words, value in known.items())
     st.html(f'<dl class="facts">{facts}</dl>')
-
-
-def _fact(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _pictures(item: Any, view: str | None) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import context
 import streamlit as st
-from look import STATES, again, empty, problem
+from look import STATES, again, empty, in_words, problem
 
 from medseq.errors import MedseqError
 
@@ -57,6 +57,7 @@ def _begin(jobs: Any) -> None:
 
 
 @st.fragment(run_every=2)
+@in_words
 def _watch(jobs: Any) -> None:
     st.subheader("Runs started here")
     found = jobs.list()

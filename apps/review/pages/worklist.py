@@ -5,7 +5,7 @@ from typing import Any
 import context
 import streamlit as st
 from components import worklist_table
-from look import DECISIONS, STATES, TASKS, again, empty, problem
+from look import DECISIONS, STATES, TASKS, again, empty, in_words, problem
 from worklist_rows import columns, row
 
 from medseq.errors import MedseqError
@@ -50,6 +50,7 @@ def _messages(runs: Any) -> bool:
     return any(info.live for info in runs.runs())
 
 
+@in_words
 def _table(words: dict[str, Any]) -> None:
     runs = context.runs()
     live = _messages(runs)

@@ -1,6 +1,7 @@
 // medseq.ops._C: the compiled CPU kernels. Tensors arrive as addresses, so nothing here depends on torch's ABI.
 
 #include "builds.hpp"
+#include "processor.hpp"
 
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -12,16 +13,14 @@ namespace medseq {
 // The processor is asked at run time: a build it cannot run is listed nowhere and never called.
 const std::vector<std::string> &build_names() {
   static const std::vector<std::string> names = [] {
-    std::vector<std::string> list = {"baseline"};
 #if defined(MEDSEQ_X86)
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-    if (avx2) list.push_back("avx2");
-    if (avx512) list.push_back("avx512");
+    return builds_for({__builtin_cpu_supports("avx2") != 0, __builtin_cpu_supports("fma") != 0,
+                       __builtin_cpu_supports("avx512f") != 0, __builtin_cpu_supports("avx512dq") != 0,
+                       __builtin_cpu_supports("avx512bw") != 0, __builtin_cpu_supports("avx512vl") != 0});
+#else
+    return builds_for({});
 #endif
-    return list;
   }();
   return names;
 }
