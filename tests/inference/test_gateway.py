@@ -143,6 +143,23 @@ def test_a_study_waits_until_it_is_quiet_and_is_done_once(tmp_path, clock, predi
     assert gateway.counters.studies_done == 2
 
 
+def test_after_a_restart_senders_get_the_time_to_come_again(tmp_path, clock, predict, arrive):
+    spool = Spool(tmp_path / "spool")
+    arrive(spool)
+    # The gateway was down for an hour, in the middle of a study.
+    clock.now += 3600
+    gateway = gateway_on(spool, clock, predict)
+    assert not gateway.step()
+    clock.now += 59
+    assert not gateway.step()
+    clock.now += 2
+    assert gateway.step()
+    # A clock that was set back does not hold a study for ever.
+    arrive(spool, "b")
+    clock.now -= 86400
+    assert gateway.step()
+
+
 def test_series_that_no_route_takes_are_left_with_a_reason(tmp_path, clock, predict, arrive, make):
     spool = Spool(tmp_path / "spool")
     arrive(spool, modality="CT")
@@ -168,8 +185,9 @@ def test_a_study_of_scouts_alone_is_done_with_a_reason(tmp_path, clock, predict,
         ds = pydicom.dcmread(path)
         ds.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
         ds.save_as(path)
+    gateway = gateway_on(spool, clock, predict)
     clock.now += 61
-    gateway_on(spool, clock, predict).step()
+    gateway.step()
     (job,) = spool.jobs("done")
     assert [row["reason"] for row in job.decisions] == ["a scout (localizer), not part of the volume"]
     assert predict.calls == []
