@@ -135,7 +135,6 @@ def part_size(side: int, rounds: int, paper: bool) -> tuple[list[Claim], dict]:
     if paper or side <= 128:
         built["Restore-RWKV, paper"] = restore_rwkv(1, 1).deployed().eval()
     for name, model in built.items():
-        torch.manual_seed(1)
         unet, unet_flops = equal_unet(flops(model, image), image) if "light" in name else (None, 0)
         with torch.inference_mode():
             contestants = {"ours": lambda m=model: m(image)}

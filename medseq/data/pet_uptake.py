@@ -139,7 +139,10 @@ def drawn_uptake(side: int, pixel_mm: float, generator: torch.Generator) -> Upta
 def _lesions(
     suv: Tensor, inside: Tensor, pixel_mm: float, hot: tuple[float, float], generator: torch.Generator
 ) -> Tensor:
-    """Zero to three discs of 4 to 30 mm: two in three take up a value of `hot`, the others lose uptake."""
+    """Zero to three discs of 4 to 30 mm: two in three take up a value of `hot`, the others lose uptake.
+
+    Their middles lie `inside`; one at the edge bulges out.
+    """
     places = torch.nonzero(inside)
     if not len(places):
         return suv

@@ -85,7 +85,8 @@ def find_pairs(folder: Path, subject: str = r"^[^_]+") -> list[Pair]:
 class PairedVolumes(CroppedDataset):
     """Crops of the slices of paired volumes, flipped and turned alike.
 
-    A patient is in training or in validation, never in both; which one, the seed of the split decides.
+    A patient is in training or in validation, never in both; which one, the seed of the split decides. CT stays in HU;
+    everything else comes in parts of the 99th percentile of the low quality.
 
     Args:
         folder: See `find_pairs`.
@@ -165,8 +166,11 @@ class PairedVolumes(CroppedDataset):
             low = _on_one_grid(low, high, f"pair {number + 1}")
             if min(low.shape[1:]) < self.crop:
                 raise InputError("the crop is larger than the slices", where=f"pair {number + 1}", found=self.crop)
-            sampled = torch.from_numpy(low[:: max(1, len(low) // 16)])
-            self._loaded[number] = low, high, 1.0 if self.modality == "CT" else robust_scale(sampled)
+            if self.modality != "CT":
+                # Arbitrary units become parts of the 99th percentile, so that losses and PSNR mean the same everywhere.
+                scale = np.float32(robust_scale(torch.from_numpy(low[:: max(1, len(low) // 16)])))
+                low, high = low / scale, high / scale
+            self._loaded[number] = low, high, 1.0
         self._loaded.move_to_end(number)
         while len(self._loaded) > self.cached:
             self._loaded.popitem(last=False)

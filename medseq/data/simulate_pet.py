@@ -142,7 +142,7 @@ def system_matrix(side: int, angles: int) -> "csr_matrix":
     from scipy.sparse import coo_matrix
 
     pixels = np.flatnonzero(_circle(side))
-    y, x = (np.divmod(pixels, side) - np.float64((side - 1) / 2)).astype(np.float64)
+    y, x = (part - (side - 1) / 2 for part in np.divmod(pixels, side))
     rows, weights = [], []
     for index, theta in enumerate(np.pi * np.arange(angles) / angles):
         at = x * np.cos(theta) + y * np.sin(theta) + (side - 1) / 2

@@ -88,3 +88,13 @@ def test_noise_bank_has_unit_variance_and_the_spectrum_of_its_kernel(tmp_path, m
     stamp = next(tmp_path.iterdir()).stat().st_mtime_ns
     noise_bank.ct_noise_bank(tmp_path, "train")
     assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [stamp]  # read, not made again
+
+
+def test_dark_air_is_zero_in_image_and_target_and_tissue_keeps_its_noise(seed):
+    for index in range(4):
+        plain, dark = (NoisyMR(4, 48, seed, clean_share=0.0, dark_air=share)[index] for share in (0.0, 1.0))
+        air = dark.image == 0
+        assert torch.equal(air, dark.target == 0)
+        assert (plain.image[air] > 0).float().mean() > 0.9 or not air.any()
+        # What is bright is tissue whatever the draw; the two samples have noise of their own.
+        assert (dark.image[dark.target > 0.5] > 0).all()

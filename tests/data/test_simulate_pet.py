@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from medseq.data.pet_uptake import Uptake, brain_uptake, drawn_uptake
 from medseq.data.simulate_pet import PETScanner, acquire_pet, reconstruct_pet, system_matrix
@@ -79,7 +80,9 @@ def test_heads_and_drawn_bodies_have_uptake_where_there_is_tissue(seed):
         assert uptake.suv.shape == uptake.body.shape == uptake.t1.shape == (64, 64)
         assert uptake.suv.min() >= 0
         assert uptake.suv[uptake.body > 0.5].mean() > 0.2
-        assert uptake.suv[uptake.body == 0].abs().max() == 0
+        # A lesion at the edge may bulge by its radius of up to 15 mm, 4 pixels.
+        near = F.max_pool2d(uptake.body[None, None], 9, stride=1, padding=4)[0, 0]
+        assert uptake.suv[near == 0].abs().max() == 0
 
 
 def test_grey_matter_takes_up_more_than_white(seed):

@@ -1,6 +1,7 @@
 """Restoration networks as ONNX graphs: onnxruntime gives torch's numbers."""
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -21,8 +22,6 @@ MODELS = {
 # A graph of the cross scan takes a minute to make.
 @pytest.mark.parametrize("name", ["rwkv", "unet", pytest.param("vmamba", marks=pytest.mark.slow)])
 def test_onnxruntime_agrees_with_torch(name, tmp_path, seed):
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("onnxruntime")
     generator = torch.Generator().manual_seed(seed)
     model = MODELS[name]()
     with torch.no_grad():
@@ -32,7 +31,7 @@ def test_onnxruntime_agrees_with_torch(name, tmp_path, seed):
     image = torch.randn(1, 1, 16, 16, generator=generator)
     program = torch.onnx.export(model, (image,), dynamo=True, verbose=False, optimize=False)
     program.save(tmp_path / "model.onnx")
-    session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: image.numpy()})
     with torch.inference_mode():
         expected = model(image).numpy()

@@ -100,3 +100,18 @@ def test_crop_schedule():
     schedule = [(0, 64), (18, 96), (24, 128)]
     assert [current_crop(schedule, epoch, 32) for epoch in (0, 17, 18, 30)] == [64, 64, 96, 128]
     assert current_crop([], 5, 32) == 32
+
+
+def test_metrics_are_told_task_by_task(tmp_path):
+    class Two(PhantomPairs):
+        def __getitem__(self, index: int) -> Sample:
+            return super().__getitem__(index)._replace(case_id=("ct", "pet")[index % 2])
+
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(task(by_task=True), RestoreDataModule(PhantomPairs(4, crop=16), Two(4, crop=16), batch_size=4))
+    metrics = {key: float(value) for key, value in run.callback_metrics.items()}
+    # As many samples of both: their mean is that of all.
+    for name in ("input", "val"):
+        parts = metrics[f"{name}/psnr/ct"], metrics[f"{name}/psnr/pet"]
+        assert sum(parts) / 2 == pytest.approx(metrics[f"{name}/psnr"], rel=1e-5)
+        assert parts[0] != parts[1]
