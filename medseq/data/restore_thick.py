@@ -55,7 +55,7 @@ class ThickSliceMR(CroppedDataset):
                 found=(factor, tuple(thickness), split),
                 wanted="factor >= 2, thickness increasing, split train or val",
             )
-        self.factor, self.thickness, self.profile, self.own_noise = factor, tuple(thickness), profile, own_noise
+        self.factor, self.thickness, self.profile, self.own_noise = factor, thickness, profile, own_noise
         self.split = split
         self.volumes = [_scaled(volume) for volume in (colin27(), mni152("t1"))]
 
