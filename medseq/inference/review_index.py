@@ -45,7 +45,8 @@ CREATE TABLE work(
     readers INTEGER NOT NULL DEFAULT 0, UNIQUE(run, item_id));
 CREATE TABLE verdict(token TEXT NOT NULL, reviewer TEXT NOT NULL, decision TEXT NOT NULL, score INTEGER,
                      PRIMARY KEY(token, reviewer));
-CREATE TABLE study_order(reader TEXT NOT NULL, token TEXT NOT NULL, rank TEXT NOT NULL, PRIMARY KEY(reader, token));
+CREATE TABLE study_order(reader TEXT NOT NULL, token TEXT NOT NULL, rank INTEGER NOT NULL, PRIMARY KEY(reader, token))
+    WITHOUT ROWID;
 CREATE INDEX work_state ON work(state, place);
 CREATE INDEX work_place ON work(place);
 """
@@ -216,6 +217,9 @@ class WorkIndex:
 
     def _order_study(self, reader: str) -> None:
         """Give every item that has none its place in the order of a reader."""
+        counts = "SELECT (SELECT count(*) FROM work), (SELECT count(*) FROM study_order WHERE reader=?)"
+        if len(set(self._connection.execute(counts, (reader,)).fetchone())) == 1:
+            return
         fresh = "SELECT token FROM work WHERE token NOT IN (SELECT token FROM study_order WHERE reader=?)"
         tokens = [row[0] for row in self._connection.execute(fresh, (reader,))]
         rows = [(reader, token, _study_rank(reader, token)) for token in tokens]
@@ -255,9 +259,9 @@ class WorkIndex:
             return dict(self._connection.execute("SELECT item_id, token FROM work WHERE run=?", (run,)).fetchall())
 
 
-def _study_rank(reader: str, token: str) -> str:
+def _study_rank(reader: str, token: str) -> int:
     """A place in an order that looks random, is the same every time, and another one for every reader."""
-    return hashlib.sha256(f"{reader}\n{token}".encode()).hexdigest()
+    return int.from_bytes(hashlib.sha256(f"{reader}\n{token}".encode()).digest()[:7], "big")
 
 
 def _item_values(
