@@ -93,6 +93,9 @@ class H5Array:
     Args:
         path: The file.
         key: Path of the dataset inside.
+
+    Raises:
+        FormatError: Nothing of it was ever written.
     """
 
     def __init__(self, path: Path, key: str):
@@ -100,6 +103,13 @@ class H5Array:
         with h5_opened(path) as file:
             dataset = file[key]
             self.shape, self.dtype = tuple(int(n) for n in dataset.shape), dataset.dtype
+            stated = int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+            stored = dataset.id.get_storage_size()
+            if stored == 0 and stated > _BLOCK and not dataset.is_virtual:
+                # Reading it would make gigabytes of nothing, plane by plane.
+                raise FormatError(
+                    _CUT_SHORT, where=path_label(path), found=f"{stored} bytes", wanted=f"{stated} bytes", remedy=_COPY
+                )
 
     def take(self, index: Sequence[int | None]) -> np.ndarray:
         """See `StoredArray.take`."""

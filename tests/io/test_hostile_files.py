@@ -86,6 +86,14 @@ def test_data_sets_that_are_written_by_nobody_and_larger_than_memory(tmp_path):
         open_bag(path)
 
 
+def test_k_space_that_was_never_written(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("kspace", (100_000, 100, 512, 512), "c8", chunks=(782, 2, 8, 8))
+    with pytest.raises(FormatError, match=r"cut short or damaged \(found 0 bytes, wanted 20971520000000 bytes\)"):
+        open_kspace_items(path)
+
+
 def test_an_ismrmrd_header_larger_than_memory(tmp_path):
     import ismrmrd
 
