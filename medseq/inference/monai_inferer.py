@@ -89,8 +89,8 @@ class _Loaded:
     def build_model(self, device: Any) -> nn.Module:
         return self.network.to(device).eval()
 
-    def transforms(self) -> list[Any]:
-        return [build_class(spec, where=self.config.name) for spec in self.config.preprocess]
+    def transforms(self, modality: str | None = None) -> list[Any]:
+        return [build_class(spec, where=self.config.name) for spec in self.config.preprocess_for(modality)]
 
 
 class _Kept:

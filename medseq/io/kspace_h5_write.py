@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 from jaxtyping import Complex
 
@@ -26,6 +25,8 @@ def write_kspace_h5(
     if kspace.ndim != 4 or (sens_maps is not None and sens_maps.shape != kspace.shape):
         found = (kspace.shape, None if sens_maps is None else sens_maps.shape)
         raise ShapeError("raw data and maps do not fit", found=found, wanted="(slice, coil, row, col), both")
+    import h5py
+
     with written("the raw data"), whole(path) as partial, h5py.File(partial, "w") as file:
         file["kspace"] = kspace.astype(np.complex64)
         if sens_maps is not None:

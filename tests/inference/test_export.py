@@ -186,7 +186,8 @@ def test_hugging_face_folders_load_offline_and_come_back(name, tmp_path, monkeyp
     assert all(torch.equal(wanted[key], value) for key, value in model.net.state_dict().items())
     text = (folder / "README.md").read_text()
     assert text.startswith("---\nlibrary_name: medseq\n")
-    assert "Research use only" in text
+    # Wherever its line is broken.
+    assert "Research use only" in " ".join(text.split())
     back = from_export("hf", folder, tmp_path / "back")
     same_bundle(bundle, back)
     assert (back.folder / "README.md").read_text().startswith((bundle.folder / "README.md").read_text().rstrip())
