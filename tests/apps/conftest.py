@@ -32,7 +32,7 @@ KEY = "test-key-0123456789abcdef"
 
 @pytest.fixture(autouse=True)
 def own_main_module() -> Iterator[None]:
-    """Streamlit's AppTest puts the page in the place of `__main__`, which processes that are spawned later would run."""
+    """Streamlit's AppTest puts the page in the place of `__main__`, which processes spawned later would run."""
     own = sys.modules["__main__"]
     yield
     sys.modules["__main__"] = own

@@ -130,7 +130,8 @@ def test_how_a_run_ends(jobs, root, monkeypatch, code, state, message):
 
 def test_cancelling_asks_the_run_to_stop(jobs, root, monkeypatch):
     # Whatever started the tests may have its children ignore the signal; a run listens to it, as this one.
-    code = "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\ntry:\n    print('ready', flush=True)\n    time.sleep(60)\n"
+    code = "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "try:\n    print('ready', flush=True)\n    time.sleep(60)\n"
     code += "except KeyboardInterrupt:\n    raise SystemExit(130)"
     stand_in(monkeypatch, code)
     job = jobs.start("ct-denoise", root / "scans", "ann")
