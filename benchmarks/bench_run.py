@@ -215,7 +215,9 @@ def rate(once: Any, inputs: Iterable[Any]) -> float:
 def measure(name: str, *arguments: object) -> dict[str, float]:
     """Run one of the functions above in a fresh process."""
     child = [sys.executable, __file__, "--child", name, *map(str, arguments)]
-    done = subprocess.run(child, check=False, capture_output=True, text=True)
+    # One worker would take both cores for its operators otherwise: compared is what one thread computes.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"} if name == "engine" else None
+    done = subprocess.run(child, check=False, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(done.stderr)
     answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

@@ -6,6 +6,7 @@ inside an operator pay off only where there are fewer images than cores.
 
 import os
 import re
+import sys
 from dataclasses import dataclass
 
 from medseq.errors import InputError
@@ -79,7 +80,7 @@ def plan_staff(
             wanted=f"{(requested * _WORKER_BYTES + weights) / 1e9:.2f} GB and room for items",
             remedy="raise --max-memory or lower --workers",
         )
-    threads = max(1, cores // max(1, requested))
+    threads = min(max(1, cores // max(1, requested)), _thread_limit())
     if max_memory is None or requested == 0:
         return Staff(requested, threads, Room())
     left = max_memory - requested * _WORKER_BYTES - weights
@@ -91,6 +92,12 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _thread_limit() -> int:
+    """What ``OMP_NUM_THREADS`` allows an operator, as everywhere else; no limit if it is not set or not a number."""
+    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(text) if text.isdecimal() and int(text) > 0 else sys.maxsize
 
 
 def parse_bytes(text: str | int | None) -> int | None:

@@ -131,10 +131,20 @@ def test_what_needs_all_memory_has_the_run_to_itself(clock):
         ({"requested": 0}, 8, 1000, 64 << 30, (0, 8)),
     ],
 )
-def test_a_sensible_number_of_workers(given, cores, queued, available, expected):
+def test_a_sensible_number_of_workers(given, cores, queued, available, expected, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     words = {"requested": None, "device": "cpu", "isolated": False, "max_memory": None, "weights": 0, **given}
     staff = plan_staff(words.pop("requested"), queued=queued, cores=cores, available=available, **words)
     assert (staff.workers, staff.threads) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "threads"), [("1", 1), ("3", 3), ("16", 8), ("2,4", 2), ("", 8), ("all", 8), ("0", 8)]
+)
+def test_threads_are_those_that_the_environment_allows(said, threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    staff = plan_staff(1, device="cpu", queued=9, isolated=False, max_memory=None, weights=0, cores=8)
+    assert staff.threads == threads
 
 
 def test_memory_is_divided_among_workers():
